@@ -1,0 +1,1 @@
+"""The agent: decides, retrains, gates and rolls out."""
