@@ -1,0 +1,1 @@
+"""From evidence to a decision to retrain, or the reason why not. Pure."""

@@ -1,0 +1,1 @@
+"""Built-in training recipes: image CNN and tabular classifier."""

@@ -1,0 +1,1 @@
+"""The pure assessment of a rollout, and the seam that sets traffic."""

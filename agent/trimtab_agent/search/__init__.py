@@ -1,0 +1,1 @@
+"""Space, study, trials and the workers that train them."""

@@ -1,0 +1,1 @@
+"""The life of an alert, its outbox and its delivery."""

@@ -1,0 +1,1 @@
+"""Inferences and labels as Parquet files with a manifest."""

@@ -1,0 +1,1 @@
+"""The model contract: what a model promises, and how it is watched."""

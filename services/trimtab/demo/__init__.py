@@ -1,0 +1,1 @@
+"""The demonstration: one degrading camera, from drift to promotion or rollback."""

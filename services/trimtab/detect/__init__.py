@@ -1,0 +1,1 @@
+"""Cuts, baselines, rules and tests: from counts to a verdict with its evidence. Pure."""

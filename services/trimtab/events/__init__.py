@@ -1,0 +1,1 @@
+"""The events that stream through Kafka: types, the CloudEvents binding, foreign formats."""

@@ -1,0 +1,1 @@
+"""The monitor: from Kafka to panes, SQL rows and verdicts."""

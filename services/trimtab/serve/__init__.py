@@ -1,0 +1,1 @@
+"""The reference model server: Open Inference Protocol v2, arms by hash, its own event stream."""

@@ -1,0 +1,1 @@
+"""Mergeable aggregates and tests over them: prepare, merge, present. Pure."""

@@ -1,0 +1,1 @@
+"""Fakes, brokers and conformance suites that ship with the package."""

@@ -1,0 +1,1 @@
+"""Event time: panes, watermarks, lateness, windows. Pure."""
