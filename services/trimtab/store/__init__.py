@@ -1,1 +1,1 @@
-"""The only SQL: tables, dialects, queries by name."""
+"""The only SQL: tables, migrations, queries by name. SQLite by default, PostgreSQL for production."""
