@@ -1,1 +1,1 @@
-"""Built-in training recipes: image CNN and tabular classifier."""
+"""Training recipes: the seam for training code, and those that come with trimtab."""

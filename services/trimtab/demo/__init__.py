@@ -1,1 +1,1 @@
-"""The demonstration: one degrading camera, from drift to promotion or rollback."""
+"""The demonstration: a digit classifier whose camera degrades, and the loop that repairs it."""
