@@ -1,0 +1,290 @@
+"""Performance from joined labels: a group of signed counts, and the figures people read from it.
+
+Labels are corrected and withdrawn, so this state can be taken back: `a.merge(a.negate())` is empty, and
+nothing like a minimum is in it. A pane's state is the sum of all deltas ever written, in any order.
+
+Notation
+    (l, p)  label and prediction; confusion[l, p] = signed number of rows
+    tp, fp, fn  for a class: correct, predicted but not labelled, labelled but not predicted
+    e       prediction - label, on the integer grid: q = rint(e 2**exponent), |q| <= 2**36
+Conventions: macro figures are unweighted means over the classes seen as label or prediction, an
+undefined one counting 0 (as scikit-learn with zero_division=0); accuracy, precision
+and recall carry Wilson intervals; F1 = 2J/(1+J) with J = tp/(tp+fp+fn), so it carries J's Wilson interval
+through that map; MAE and bias carry normal intervals (ddof 1). 0/0 is undefined: no value, a reason.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.errors import TrimtabError
+from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes, quantise
+from trimtab.stats.intervals import ALPHA, normal_mean, wilson
+
+FORMAT = 1
+EXPONENT = 16
+"""Errors are kept in steps of 2**-16 of the target's unit unless a model says otherwise."""
+
+
+class IncompatiblePerformance(TrimtabError):  # noqa: N818 - named for the fact, as IncompatibleCuts
+    """Two states keep errors on different grids; they do not add."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__(
+            f"These states keep errors in steps of 2**-{left} and 2**-{right}. "
+            "Keep them as two series, or recount one from the labels."
+        )
+
+
+class PerformanceState(msgspec.Struct, frozen=True):
+    """An abelian group: `merge`, `negate`, and the empty state of the same exponent as identity.
+
+    `confusion` maps (label, prediction) to a signed count, zero entries left out, sorted. The other
+    fields are for regression; `unusable` counts pairs that are not finite.
+    """
+
+    confusion: Mapping[tuple[str, str], int] = {}
+    rows: int = 0
+    sum_q: int = 0
+    sum_abs_q: int = 0
+    sum_q2: int = 0
+    unusable: int = 0
+    exponent: int = EXPONENT
+
+    @classmethod
+    def of_classes(cls, labels: Sequence[str], predictions: Sequence[str]) -> Self:
+        """Prepare the state of joined rows; classes are text (`cuts.category_key`)."""
+        pairs = Counter(zip(labels, predictions, strict=True))
+        return cls(confusion=_canonical(pairs), rows=len(labels))
+
+    @classmethod
+    def of_numbers(
+        cls, labels: npt.ArrayLike, predictions: npt.ArrayLike, exponent: int = EXPONENT
+    ) -> Self:
+        """Prepare the state of joined rows with numeric targets, each shape (n,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            e = np.asarray(predictions, dtype=np.float64) - np.asarray(labels, dtype=np.float64)
+        finite = e[np.isfinite(e)]
+        q, _ = quantise(finite, 0.0, exponent)
+        sum_q, sum_q2 = exact_sums(q)
+        return cls(
+            rows=finite.size,
+            sum_q=sum_q,
+            sum_abs_q=exact_sums(np.abs(q))[0],
+            sum_q2=sum_q2,
+            unusable=e.size - finite.size,
+            exponent=exponent,
+        )
+
+    def merge(self, other: Self) -> Self:
+        """Return the sum. Raises IncompatiblePerformance."""
+        if self.exponent != other.exponent:
+            raise IncompatiblePerformance(self.exponent, other.exponent)
+        confusion = dict(self.confusion)
+        for pair, count in other.confusion.items():
+            confusion[pair] = confusion.get(pair, 0) + count
+        return type(self)(
+            _canonical(confusion),
+            self.rows + other.rows,
+            self.sum_q + other.sum_q,
+            self.sum_abs_q + other.sum_abs_q,
+            self.sum_q2 + other.sum_q2,
+            self.unusable + other.unusable,
+            self.exponent,
+        )
+
+    def negate(self) -> Self:
+        """Return the inverse: merging it takes this state back."""
+        return type(self)(
+            {pair: -count for pair, count in self.confusion.items()},
+            -self.rows,
+            -self.sum_q,
+            -self.sum_abs_q,
+            -self.sum_q2,
+            -self.unusable,
+            self.exponent,
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this is the identity."""
+        return self == type(self)(exponent=self.exponent)
+
+    def to_bytes(self) -> bytes:
+        """Encode canonically: equal states, equal bytes."""
+        return msgspec.msgpack.encode(
+            _Wire(
+                FORMAT,
+                tuple((*pair, count) for pair, count in sorted(self.confusion.items())),
+                self.rows,
+                int_to_bytes(self.sum_q),
+                int_to_bytes(self.sum_abs_q),
+                int_to_bytes(self.sum_q2),
+                self.unusable,
+                self.exponent,
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Decode `to_bytes`. Raises PerformanceStateError."""
+        try:
+            wire = msgspec.msgpack.decode(data, type=_Wire)
+        except msgspec.MsgspecError as error:
+            raise PerformanceStateError(
+                f"These bytes are no performance state ({error}); recount it from the labels."
+            ) from error
+        if wire.version != FORMAT:
+            raise PerformanceStateError(
+                f"A performance state of format {wire.version}; this release reads {FORMAT}."
+            )
+        return cls(
+            {(label, prediction): count for label, prediction, count in wire.confusion},
+            wire.rows,
+            int_from_bytes(wire.sum_q),
+            int_from_bytes(wire.sum_abs_q),
+            int_from_bytes(wire.sum_q2),
+            wire.unusable,
+            wire.exponent,
+        )
+
+
+class PerformanceStateError(TrimtabError):
+    """Bytes of a performance state cannot be read."""
+
+
+class _Wire(msgspec.Struct, array_like=True, frozen=True):
+    version: int
+    confusion: tuple[tuple[str, str, int], ...]
+    rows: int
+    sum_q: bytes
+    sum_abs_q: bytes
+    sum_q2: bytes
+    unusable: int
+    exponent: int
+
+
+def _canonical(confusion: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    return {pair: count for pair, count in sorted(confusion.items()) if count}
+
+
+def merge_all(states: Iterable[PerformanceState]) -> PerformanceState | None:
+    """Return the sum of states, None of none."""
+    total: PerformanceState | None = None
+    for state in states:
+        total = state if total is None else total.merge(state)
+    return total
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One figure with its interval. `value` is None where it is undefined, and `reason` says why.
+
+    `n` is the number of rows in the denominator; `interval` names the method of `low` and `high`.
+    """
+
+    value: float | None
+    n: int
+    low: float | None = None
+    high: float | None = None
+    interval: str | None = None
+    reason: str | None = None
+
+
+def _undefined(reason: str, n: int = 0) -> Figure:
+    return Figure(None, n, reason=reason)
+
+
+def _proportion(k: int, n: int, nothing: str, alpha: float) -> Figure:
+    if n == 0:
+        return _undefined(nothing)
+    low, high = wilson(k, n, alpha)
+    return Figure(k / n, n, low, high, "wilson")
+
+
+def _f1(tp: int, union: int, nothing: str, alpha: float) -> Figure:
+    if union == 0:
+        return _undefined(nothing)
+    low, high = wilson(tp, union, alpha)
+    j = tp / union
+    return Figure(
+        2 * j / (1 + j),
+        union,
+        2 * low / (1 + low),
+        2 * high / (1 + high),
+        "wilson of tp/(tp+fp+fn)",
+    )
+
+
+def classification_figures(
+    state: PerformanceState, positive: str | None = None, alpha: float = ALPHA
+) -> dict[str, Figure]:
+    """Return accuracy, precision, recall, f1 of joined rows; intervals of coverage 1 - alpha.
+
+    With a `positive` class the last three are that class's. Without, they are `macro_precision`,
+    `macro_recall`, `macro_f1`, and per class `precision(c)`, `recall(c)`, `f1(c)`.
+    """
+    names = ("precision", "recall", "f1")
+    if any(count < 0 for count in state.confusion.values()):
+        reason = "a label was taken back before the row it belongs to arrived"
+        wanted = names if positive is not None else tuple(f"macro_{name}" for name in names)
+        return {name: _undefined(reason) for name in ("accuracy", *wanted)}
+    total = sum(state.confusion.values())
+    correct = sum(count for (label, p), count in state.confusion.items() if label == p)
+    figures = {"accuracy": _proportion(correct, total, "no labelled rows", alpha)}
+    if positive is not None:
+        by_name = _class_figures(state, positive, alpha)
+        return figures | dict(zip(names, by_name, strict=True))
+    classes = sorted({name for pair in state.confusion for name in pair})
+    per_class = {name: _class_figures(state, name, alpha) for name in classes}
+    for place, name in enumerate(names):
+        values = [per_class[c][place].value or 0.0 for c in classes]
+        figures[f"macro_{name}"] = (
+            Figure(sum(values) / len(values), total) if values else _undefined("no labelled rows")
+        )
+    for c, of_class in per_class.items():
+        figures |= {f"{n}({c})": f for n, f in zip(names, of_class, strict=True)}
+    return figures
+
+
+def _class_figures(state: PerformanceState, c: str, alpha: float) -> tuple[Figure, Figure, Figure]:
+    tp = state.confusion.get((c, c), 0)
+    predicted = sum(count for (_, p), count in state.confusion.items() if p == c)
+    labelled = sum(count for (label, _), count in state.confusion.items() if label == c)
+    return (
+        _proportion(tp, predicted, f"{c!r} was never predicted", alpha),
+        _proportion(tp, labelled, f"{c!r} was never the label", alpha),
+        _f1(tp, predicted + labelled - tp, f"{c!r} was neither predicted nor the label", alpha),
+    )
+
+
+def regression_figures(state: PerformanceState, alpha: float = ALPHA) -> dict[str, Figure]:
+    """Return mae, rmse and bias (mean of prediction - label) in the target's unit."""
+    n = state.rows
+    if n <= 0 or min(state.sum_abs_q, state.sum_q2) < 0:
+        reason = (
+            "no labelled rows" if n == 0 else "labels were taken back before their rows arrived"
+        )
+        return {name: _undefined(reason) for name in ("mae", "rmse", "bias")}
+    step = 2.0**-state.exponent
+    return {
+        "mae": _mean_figure(n, state.sum_abs_q, state.sum_q2, step, alpha),
+        "rmse": Figure(math.sqrt(state.sum_q2 / n) * step, n),
+        "bias": _mean_figure(n, state.sum_q, state.sum_q2, step, alpha),
+    }
+
+
+def _mean_figure(n: int, total: int, squares: int, step: float, alpha: float) -> Figure:
+    mean = total / n * step
+    if n == 1:
+        return Figure(mean, n)
+    variance = (n * squares - total * total) / (n * (n - 1)) * step * step
+    ends = normal_mean(n, mean, variance, alpha)
+    return Figure(mean, n, *ends, "normal") if ends else Figure(mean, n)
