@@ -468,6 +468,22 @@ gated_ranges = Table(  # rows gated once are spent for their model
     Column("to_ms", Ms, nullable=False),
 )
 
+requests = Table(  # what people ask of the agent; it acts on them at its tick
+    "requests",
+    metadata,
+    Column("id", AutoId, primary_key=True, autoincrement=True),
+    Column("record", String(10), nullable=False),
+    Column("record_id", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("action", String(20), nullable=False),
+    Column("by", String(200), nullable=False),
+    Column("at_ms", Ms, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("handled_ms", Ms),
+    Column("outcome", Text),
+    Index(None, "record", "record_id"),
+)
+
 # --- archive --------------------------------------------------------------------------------------
 
 archive_files = Table(
