@@ -23,12 +23,23 @@ ROLLOUT_TYPE = "io.trimtab.rollout.v1"
 ID_LENGTH_MAX = 256
 NAME_LENGTH_MAX = 200
 
-EventTime = Annotated[datetime, Meta(tz=True)] | int
+TIME_MS_MIN = -2_208_988_800_000
+"""1900-01-01: earlier times are taken for mistakes (`bad_time`)."""
+TIME_MS_MAX = 7_258_118_400_000
+"""2200-01-01: later times are taken for mistakes (`bad_time`), such as microseconds."""
+
+EventTime = (
+    Annotated[datetime, Meta(tz=True)] | Annotated[int, Meta(ge=TIME_MS_MIN, le=TIME_MS_MAX)]
+)
 """An aware RFC 3339 time, or integer milliseconds since the epoch."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
-Scalar = float | int | bool | str | None
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer that a SQL column holds; JSON alone has no bound."""
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Scalar = float | Int64 | bool | str | None
 """A value of a feature, prediction or label."""
 
 Status = Literal["ok", "error", "timeout", "rejected"]
@@ -40,10 +51,10 @@ class ResourceSample(Struct, frozen=True, omit_defaults=True):
 
     cpu_percent: float | None = None
     """Share of the available cores in use, 0 to 100."""
-    memory_bytes: int | None = None
+    memory_bytes: Count | None = None
     disk_percent: float | None = None
     gpu_percent: float | None = None
-    queue_depth: int | None = None
+    queue_depth: Count | None = None
 
 
 class Inference(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -71,8 +82,9 @@ class Inference(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The arm that the request was assigned to, whichever arm answered (see `traffic_revision`)."""
     served_by: str | None = None
     """The arm that answered, where it differs from `arm`."""
-    traffic_revision: int | None = None
-    sample_rate: float = 1.0
+    traffic_revision: Int64 | None = None
+    sample_rate: Share = 1.0
+    """The share of traffic this row stands for: 0.1 when one in ten is logged."""
     resources: ResourceSample | None = None
 
 
@@ -96,8 +108,9 @@ class InferenceBatch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: list[str | None] | None = None
     attributes: dict[str, list[str]] = field(default_factory=dict)
     arm: list[str | None] | None = None
-    traffic_revision: list[int | None] | None = None
-    sample_rate: float = 1.0
+    served_by: list[str | None] | None = None
+    traffic_revision: list[Int64 | None] | None = None
+    sample_rate: Share = 1.0
 
 
 class Label(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -107,7 +120,7 @@ class Label(Struct, frozen=True, omit_defaults=True, kw_only=True):
     model: Name
     label: Scalar
     time: EventTime
-    revision: int = 0
+    revision: Count = 0
     retracted: bool = False
     source: LabelSource = "unknown"
 
@@ -120,10 +133,13 @@ class Resource(Struct, frozen=True, omit_defaults=True, kw_only=True):
     version: Name
     time: EventTime
     sample: ResourceSample = field(default_factory=ResourceSample)
-    sent_events: int | None = None
+    sent_events: Count | None = None
     """Events this producer has handed to Kafka since its start."""
-    dropped_events: int | None = None
-    """Events this producer has dropped since its start, because its memory bound was reached."""
+    dropped_events: Count | None = None
+    """Events this producer has dropped since its start, because its memory bound was reached
+    or the broker could not be asked in time."""
+    dropped_by_reason: dict[str, Count] = field(default_factory=dict)
+    """`dropped_events` by reason: queue_full, too_large, invalid, send_failed, closed."""
 
 
 class TrafficArm(Struct, frozen=True):
@@ -143,7 +159,7 @@ class Traffic(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     model: Name
-    revision: int
+    revision: Count
     salt: str
     """New for each rollout, so that units are reshuffled."""
     arms: list[TrafficArm]
