@@ -127,7 +127,8 @@ def _assign_from_start(consumer: Any, topic: str) -> list[Any]:
     from kafka import TopicPartition
 
     partitions = [
-        TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
+        TopicPartition(topic, number)
+        for number in sorted(consumer.partitions_for_topic(topic) or ())
     ]
     if partitions:
         consumer.assign(partitions)

@@ -1,0 +1,96 @@
+"""Loaded models of this server: verified artifacts, loaded in the background, dropped when unused.
+
+Loading takes seconds and must not hold up requests, so one thread loads whatever the newest traffic
+records name and lets go of what none names any more. Until a challenger is loaded its requests are
+answered by the champion, and the event says so.
+"""
+
+import queue
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import structlog
+
+from trimtab.errors import TrimtabError
+from trimtab.events.types import Traffic, TrafficArm
+from trimtab.serve.predictor import Predictor, load_predictor
+
+log = structlog.get_logger(__name__)
+
+
+class ArtifactLocationError(TrimtabError):
+    """An artifact's URI is not one this server can open."""
+
+
+def local_path(uri: str) -> Path:
+    """Directory behind an artifact's URI: a plain path or `file://`.
+
+    Raises:
+        ArtifactLocationError: another scheme, which would need a download.
+
+    """
+    parsed = urlparse(uri)
+    if parsed.scheme not in ("", "file"):
+        raise ArtifactLocationError(
+            f"{uri} is not on this machine; mount the artifact store and register the version "
+            "with its path or a file:// URI"
+        )
+    return Path(unquote(parsed.path)) if parsed.scheme == "file" else Path(uri)
+
+
+class ModelHost:
+    """Predictors by artifact digest. `get` never blocks; `want` asks for what should be loaded."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Predictor] = {}
+        self._failed: dict[str, str] = {}
+        self._wanted: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[TrafficArm | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the load in progress."""
+        self._work.put(None)
+        self._thread.join(30)
+
+    def want(self, traffic: Traffic) -> None:
+        """Load the arms of the record and forget artifacts that no model's record names now."""
+        with self._lock:
+            self._wanted[traffic.model] = {arm.artifact_sha256 for arm in traffic.arms}
+            keep = set().union(*self._wanted.values())
+            self._loaded = {sha: model for sha, model in self._loaded.items() if sha in keep}
+            self._failed = {sha: why for sha, why in self._failed.items() if sha in keep}
+        for arm in traffic.arms:
+            self._work.put(arm)
+
+    def get(self, arm: TrafficArm) -> Predictor | None:
+        """The arm's predictor, or None while it is loading or after it failed."""
+        return self._loaded.get(arm.artifact_sha256)
+
+    def failure(self, arm: TrafficArm) -> str | None:
+        """Why the arm could not be loaded, if so."""
+        return self._failed.get(arm.artifact_sha256)
+
+    def _run(self) -> None:
+        while (arm := self._work.get()) is not None:
+            sha256 = arm.artifact_sha256
+            if sha256 in self._loaded or sha256 in self._failed:
+                continue
+            try:
+                predictor = load_predictor(local_path(arm.artifact_uri), sha256)
+                predictor.warm_up()
+            except Exception as error:  # a bad artifact must not end the loader
+                log.exception("model not loaded", action="model_load_failed", version=arm.version)
+                with self._lock:
+                    self._failed[sha256] = f"{type(error).__name__}: {error}"
+                continue
+            with self._lock:
+                if any(sha256 in wanted for wanted in self._wanted.values()):
+                    self._loaded[sha256] = predictor
+            log.info("model loaded", action="model_loaded", version=arm.version, sha256=sha256[:12])

@@ -1,0 +1,100 @@
+"""The archive's manifest: which Parquet files exist, what they hold, and how far the log is written.
+
+Readers go by this manifest, never by a listing: a file that was written but whose commit failed is
+not part of the archive.
+"""
+
+from msgspec import Struct
+from sqlalchemy import Connection, select, update
+
+from trimtab.errors import ConflictError
+from trimtab.store.tables import archive_files, partitions
+
+
+class ArchiveFile(Struct, frozen=True, kw_only=True):
+    """One immutable Parquet file."""
+
+    path: str
+    kind: str
+    """ "inference" or "label"."""
+    model: str
+    partition_id: int
+    first_offset: int
+    next_offset: int
+    min_time_ms: int
+    max_time_ms: int
+    rows: int
+    sha256: str
+
+
+def commit_files(
+    connection: Connection,
+    *,
+    partition_id: int,
+    epoch: int,
+    from_offset: int,
+    next_offset: int,
+    messages: int,
+    lost: int,
+    files: list[ArchiveFile],
+    now_ms: int,
+) -> None:
+    """Enter `files` and move the archive's offset from `from_offset` to `next_offset`, together.
+
+    Offsets that brought neither a message nor a loss are gaps.
+
+    Raises:
+        ConflictError: the partition has another owner, or the offset is not where it was left.
+
+    """
+    moved = connection.execute(
+        update(partitions)
+        .where(
+            partitions.c.id == partition_id,
+            partitions.c.epoch == epoch,
+            partitions.c.next_offset == from_offset,
+        )
+        .values(
+            next_offset=next_offset,
+            messages=partitions.c.messages + messages,
+            lost=partitions.c.lost + lost,
+            gaps=partitions.c.gaps + (next_offset - from_offset - messages - lost),
+            rows=partitions.c.rows + sum(file.rows for file in files if file.kind == "inference"),
+            labels=partitions.c.labels + sum(file.rows for file in files if file.kind == "label"),
+            flush_seq=partitions.c.flush_seq + 1,
+            owner_seen_ms=now_ms,
+            updated_ms=now_ms,
+        )
+    )
+    if moved.rowcount != 1:
+        raise ConflictError(
+            "Another archive process now owns this partition; what was buffered is dropped, "
+            "and it writes the same messages."
+        )
+    if files:
+        connection.execute(
+            archive_files.insert(),
+            [
+                {field: getattr(file, field) for field in file.__struct_fields__}
+                | {"created_ms": now_ms}
+                for file in files
+            ],
+        )
+
+
+def files_of(
+    connection: Connection, model: str, kind: str, from_ms: int, to_ms: int
+) -> list[ArchiveFile]:
+    """Files of `model` and `kind` with an event time in [from_ms, to_ms), oldest entry first."""
+    rows = connection.execute(
+        select(archive_files)
+        .where(
+            archive_files.c.model == model,
+            archive_files.c.kind == kind,
+            archive_files.c.max_time_ms >= from_ms,
+            archive_files.c.min_time_ms < to_ms,
+        )
+        .order_by(archive_files.c.id)
+    )
+    fields = ArchiveFile.__struct_fields__
+    return [ArchiveFile(**{field: getattr(row, field) for field in fields}) for row in rows]
