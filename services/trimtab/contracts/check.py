@@ -102,13 +102,9 @@ def _check_features(contract: Contract) -> Iterator[tuple[Path, str]]:
         )
     for name, feature in contract.features.items():
         path: Path = ("features", name)
-        if not 1 <= len(name) <= NAME_LENGTH_MAX or not name.isprintable() or '"' in name:
-            yield (
-                path,
-                f"expected a printable name of 1 to {NAME_LENGTH_MAX} characters without quotes.",
-            )
-        if name == PREDICTION:
-            yield path, "this name stands for the model's answer in rules. Choose another."
+        problem = feature_name_problem(name)
+        if problem:
+            yield path, problem
         if feature.min is not None and feature.max is not None and feature.min > feature.max:
             yield (*path, "min"), f"expected min ≤ max, got {feature.min:g} > {feature.max:g}."
         if feature.kind == "number" and feature.values:
@@ -120,6 +116,15 @@ def _check_features(contract: Contract) -> Iterator[tuple[Path, str]]:
             if len(feature.values) > CATEGORIES_MAX:
                 yield (*path, "values"), f"expected at most {CATEGORIES_MAX} values."
             yield from _check_unique((*path, "values"), feature.values)
+
+
+def feature_name_problem(name: str) -> str | None:
+    """Return why a contract cannot declare a feature of this name, or None when it can."""
+    if name == PREDICTION:
+        return "this name stands for the model's answer in rules. Choose another."
+    if not 1 <= len(name) <= NAME_LENGTH_MAX or not name.isprintable() or '"' in name:
+        return f"expected a printable name of 1 to {NAME_LENGTH_MAX} characters without quotes."
+    return None
 
 
 def _check_unique(path: Path, values: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
