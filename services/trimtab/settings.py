@@ -24,7 +24,6 @@ from pydantic import (
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
-    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -87,7 +86,7 @@ class KafkaSettings(_Section):
     """Further options of the Kafka client, such as `security_protocol`."""
 
     def topic(self, name: str) -> str:
-        """Full name of a topic of ours: "inference", "labels", "resources", "outcomes" …"""
+        """Full name of our topic `name`, such as "inference" or "outcomes"."""
         return f"{self.prefix}.{name}"
 
     @property
@@ -121,26 +120,26 @@ class KafkaSettings(_Section):
 class MonitorSettings(_Section):
     """The ingest loop."""
 
-    flush_rows: int = Field(20_000, ge=1)
-    flush_s: float = Field(1.0, gt=0)
-    poll_records: int = Field(5_000, ge=1)
-    shards: int = Field(1, ge=1, le=256)
+    flush_rows: int = Field(default=20_000, ge=1)
+    flush_s: float = Field(default=1.0, gt=0)
+    poll_records: int = Field(default=5_000, ge=1)
+    shards: int = Field(default=1, ge=1, le=256)
     """Hash shards of the label joiner."""
-    workers: int = Field(1, ge=1, le=64)
-    metrics_port: int = Field(0, ge=0, le=65_535)
+    workers: int = Field(default=1, ge=1, le=64)
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port of the monitor's own Prometheus figures on 127.0.0.1; 0: none."""
 
 
 class RetentionSettings(_Section):
     """How long states are kept, in a model's event time."""
 
-    panes_hours: int = Field(48, ge=1)
-    hours_days: int = Field(30, ge=1)
-    days_days: int = Field(730, ge=1)
-    labels_days: int = Field(30, ge=1)
-    samples_days: int = Field(7, ge=1)
-    rejected_days: int = Field(7, ge=1)
-    outbox_days: int = Field(7, ge=1)
+    panes_hours: int = Field(default=48, ge=1)
+    hours_days: int = Field(default=30, ge=1)
+    days_days: int = Field(default=730, ge=1)
+    labels_days: int = Field(default=30, ge=1)
+    samples_days: int = Field(default=7, ge=1)
+    rejected_days: int = Field(default=7, ge=1)
+    outbox_days: int = Field(default=7, ge=1)
 
 
 class ArchiveSettings(_Section):
@@ -148,8 +147,8 @@ class ArchiveSettings(_Section):
 
     dir: Path = Path()
     """Default: `archive` in `data_dir`."""
-    flush_rows: int = Field(50_000, ge=1)
-    flush_s: float = Field(10.0, gt=0)
+    flush_rows: int = Field(default=50_000, ge=1)
+    flush_s: float = Field(default=10.0, gt=0)
     group: str = "trimtab-archive"
 
 
@@ -165,33 +164,33 @@ class RegistrySettings(_Section):
 class AgentSettings(_Section):
     """The scheduled agent."""
 
-    tick_s: float = Field(5.0, gt=0)
-    workers: int = Field(1, ge=1, le=64)
+    tick_s: float = Field(default=5.0, gt=0)
+    workers: int = Field(default=1, ge=1, le=64)
     """Training processes."""
-    lease_s: float = Field(30.0, gt=0)
+    lease_s: float = Field(default=30.0, gt=0)
 
 
 class ApiSettings(_Section):
     """The HTTP API and the dashboard."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8600, ge=0, le=65_535)
+    port: int = Field(default=8600, ge=0, le=65_535)
     open_metrics: bool = False
     """Whether /metrics answers without a key."""
-    max_body_bytes: int = Field(1_000_000, ge=1_000)
-    request_timeout_s: float = Field(30.0, gt=0)
-    cookie_days: float = Field(7.0, gt=0)
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    cookie_days: float = Field(default=7.0, gt=0)
     """How long a login in the browser lasts."""
     secure_cookie: bool = False
     """Set it where the dashboard is behind TLS."""
-    report_timeout_s: float = Field(300.0, gt=0)
+    report_timeout_s: float = Field(default=300.0, gt=0)
 
 
 class ServeSettings(_Section):
     """The model server."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8500, ge=0, le=65_535)
+    port: int = Field(default=8500, ge=0, le=65_535)
     instance: str | None = None
     """Name of this instance in its resource events; default: host name and process id."""
 
@@ -416,8 +415,10 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merge(below, value) if both else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
