@@ -10,11 +10,11 @@ Notation
     R      replicates, 2,000
 Rows with equal statistics are drawn together as one multinomial cell, which is the same distribution and
 makes the cost independent of the number of rows for accuracy and F1. Measured: 2,400 rows of 10 classes,
-macro F1, about 30 ms.
+macro F1, about 70 ms; 2,400 distinct errors for the MAE, about 300 ms.
 With few rows a bootstrap is too sure (all of 3 rows better gives [1, 1]): ask for a minimum of rows first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -198,8 +198,3 @@ def accuracy_floor(
     correct, n = int(np.count_nonzero(y == p)), int(y.size)
     low, high = clopper_pearson(correct, n, alpha)
     return FloorInterval(correct / n, low, high, n, floor, low >= floor)
-
-
-def corrected_alpha(alpha: float, segments: Sequence[str]) -> float:
-    """Return the level of one segment when each of them may block (Bonferroni)."""
-    return alpha / max(1, len(segments))

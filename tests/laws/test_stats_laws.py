@@ -1,0 +1,257 @@
+"""Laws of the aggregates and of binned KS, on inputs built by the operations themselves."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from trimtab.stats.aggregate import (
+    Column,
+    FeatureState,
+    PaneState,
+    ResourceState,
+    feature_identity,
+    observe_categories,
+    observe_numeric,
+    observe_pane,
+)
+from trimtab.stats.cuts import (
+    NumericCuts,
+    build_category_cuts,
+    build_numeric_cuts,
+    count_numeric,
+    model_cuts,
+)
+from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes
+from trimtab.stats.loghistogram import LogHistogram
+from trimtab.stats.performance import PerformanceState
+from trimtab.stats.tests import ks_binned
+
+anything = st.floats(allow_nan=True, allow_infinity=True)
+ordinary = st.floats(-1e6, 1e6)
+special = st.sampled_from(
+    [0.0, -0.0, 5e-324, -5e-324, 1e-310, 1.7e308, -1.7e308, math.inf, -math.inf, 1.0, 2.0, 2.0]
+)
+values = st.lists(st.one_of(anything, ordinary, special), max_size=60)
+numbers = st.lists(
+    st.one_of(st.floats(allow_nan=False), special, st.integers(-3, 3).map(float)),
+    min_size=1,
+    max_size=80,
+)
+categories = st.lists(
+    st.one_of(st.sampled_from(["a", "b", "c"]), st.none(), st.booleans(), st.integers(0, 2)),
+    max_size=60,
+)
+
+
+def frozen(column) -> np.ndarray:
+    array = np.array(column, dtype=np.float64)
+    array.flags.writeable = False  # a function that changes its argument fails
+    return array
+
+
+NUMBER = build_numeric_cuts(np.random.default_rng(7).normal(10.0, 3.0, 4_000))
+CATEGORY = build_category_cuts(["a"] * 5 + ["b"] * 3 + ["1", "true"])
+SCORE = build_numeric_cuts(np.linspace(0.0, 1.0, 500))
+MODEL = model_cuts([("x", NUMBER), ("channel", CATEGORY)], [("score", SCORE)])
+
+rows = st.lists(
+    st.tuples(
+        st.one_of(anything, ordinary, special),
+        st.sampled_from(["a", "b", "zz", None, True, 1, 1.0]),
+        st.floats(0, 1),
+        st.sampled_from(["ok", "error", "timeout"]),
+        st.one_of(anything, st.floats(0, 5_000)),
+    ),
+    max_size=40,
+)
+
+
+def pane(batch) -> PaneState:
+    status: dict[str, int] = {}
+    for row in batch:
+        status[row[3]] = status.get(row[3], 0) + 1
+    return observe_pane(
+        MODEL,
+        len(batch),
+        numeric={
+            "x": Column(frozen([r[0] for r in batch]), bounds=(0.0, 20.0)),
+            "score": Column(frozen([r[2] for r in batch])),
+        },
+        categories={"channel": [r[1] for r in batch]},
+        statuses=status,
+        rules={"slow": sum(1 for r in batch if r[4] > 100)},
+        latency_ms=frozen([r[4] for r in batch]),
+    )
+
+
+@given(rows, st.randoms(use_true_random=False), st.integers(1, 6))
+def test_any_split_and_any_order_of_rows_gives_the_same_bytes(batch, random, parts):
+    expected = pane(batch).to_bytes()
+    shuffled = list(batch)
+    random.shuffle(shuffled)
+    pieces = [pane(shuffled[i::parts]) for i in range(parts)]
+    random.shuffle(pieces)
+    merged = PaneState.identity(MODEL)
+    for piece in pieces:
+        merged = merged.merge(piece)
+    assert merged.to_bytes() == expected
+
+
+@given(rows, rows, rows)
+def test_merging_panes_is_associative_commutative_and_has_an_identity(a, b, c):
+    x, y, z = pane(a), pane(b), pane(c)
+    assert x.merge(y).to_bytes() == y.merge(x).to_bytes()
+    assert x.merge(y.merge(z)).to_bytes() == x.merge(y).merge(z).to_bytes()
+    assert x.merge(PaneState.identity(MODEL)).to_bytes() == x.to_bytes()
+
+
+@given(rows)
+def test_a_pane_read_back_from_its_bytes_is_equal(batch):
+    state = pane(batch)
+    assert PaneState.from_bytes(state.to_bytes()) == state
+
+
+@given(values, values)
+def test_equal_feature_states_and_only_these_have_equal_counts_and_moments(a, b):
+    x, y = (observe_numeric(NUMBER, frozen(column)) for column in (a, b))
+    both = observe_numeric(NUMBER, frozen(a + b))
+    assert x.merge(y) == both
+    assert x.merge(feature_identity(NUMBER)) == x
+    assert both.rows == len(a) + len(b)
+
+
+@given(categories, categories)
+def test_categories_count_the_same_together_as_apart(a, b):
+    together = observe_categories(CATEGORY, a + b)
+    assert observe_categories(CATEGORY, a).merge(observe_categories(CATEGORY, b)) == together
+    assert together.rows == len(a) + len(b)
+
+
+@given(values, values, values)
+def test_log_histograms_merge_in_any_order(a, b, c):
+    x, y, z = (LogHistogram.observe(frozen(column)) for column in (a, b, c))
+    assert x.merge(y.merge(z)) == LogHistogram.observe(frozen(c + a + b))
+    assert x.merge(LogHistogram()) == x
+
+
+@given(st.dictionaries(st.sampled_from(["cpu", "memory", "gpu"]), values), values)
+def test_resources_merge_and_survive_their_bytes(gauges, more):
+    x, y = ResourceState.observe(gauges), ResourceState.observe({"cpu": more})
+    assert x.merge(y).to_bytes() == y.merge(x).to_bytes()
+    assert ResourceState.from_bytes(x.merge(y).to_bytes()) == x.merge(y)
+
+
+@given(st.lists(st.integers(-(2**36), 2**36), max_size=50))
+def test_sums_are_those_of_whole_numbers(q):
+    assert exact_sums(frozen(q)) == (sum(q), sum(v * v for v in q))
+
+
+@given(st.integers())
+def test_integers_of_any_size_survive_their_bytes(value):
+    assert int_from_bytes(int_to_bytes(value)) == value
+
+
+# --- binned KS ----------------------------------------------------------------------------------
+
+
+def counted(cuts: NumericCuts, column) -> FeatureState:
+    return observe_numeric(cuts, frozen(column))
+
+
+def exact_d(window, reference) -> float:
+    places = np.union1d(window, reference)
+    F = np.searchsorted(np.sort(window), places, side="right") / len(window)
+    G = np.searchsorted(np.sort(reference), places, side="right") / len(reference)
+    return float(np.abs(F - G).max())
+
+
+@given(numbers, numbers, st.integers(2, 16))
+def test_the_binned_statistic_brackets_the_exact_one(window, reference, bins):
+    cuts = build_numeric_cuts(frozen(reference), bins=bins)
+    result = ks_binned(cuts, counted(cuts, window), counted(cuts, reference))
+    assert result is not None
+    exact = exact_d(window, reference)
+    assert result.d_low <= exact + 1e-12
+    assert exact <= result.d_high + 1e-12
+    assert result.d_low <= result.d <= result.d_high
+    assert 0.0 <= result.p_value <= 1.0
+
+
+@given(
+    st.lists(st.integers(0, 9).map(float), min_size=1, max_size=200),
+    st.lists(st.integers(0, 9).map(float), min_size=1, max_size=200),
+)
+def test_a_discrete_feature_has_the_exact_statistic(window, reference):
+    cuts = build_numeric_cuts(frozen(reference + window))
+    result = ks_binned(cuts, counted(cuts, window), counted(cuts, reference))
+    assert result is not None
+    assert result.d_low == result.d == pytest.approx(exact_d(window, reference), abs=1e-12)
+    assert result.d_high == pytest.approx(result.d_low, abs=1e-12)
+
+
+@given(
+    st.lists(st.integers(-20, 20).map(lambda i: i / 3), min_size=2, max_size=60),
+    st.lists(st.integers(-20, 20).map(lambda i: i / 3), min_size=2, max_size=60),
+)
+def test_p_equals_scipys_when_every_value_has_its_bin(window, reference):
+    cuts = build_numeric_cuts(frozen(reference + window))
+    result = ks_binned(cuts, counted(cuts, window), counted(cuts, reference))
+    assert result is not None
+    expected = ks_2samp(window, reference, method="asymp")
+    assert result.d == pytest.approx(expected.statistic, abs=1e-12)
+    assert result.p_value == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=100), st.integers(2, 20))
+def test_a_monotone_transform_leaves_the_counts_unchanged(column, bins):
+    reference = np.round(np.array(column), 3)  # distinct values stay distinct when multiplied
+    window = reference[::2]
+    cuts, doubled = build_numeric_cuts(reference, bins), build_numeric_cuts(reference * 8, bins)
+    assert count_numeric(cuts, window).tolist() == count_numeric(doubled, window * 8).tolist()
+
+
+@given(numbers, st.integers(2, 64))
+def test_every_row_falls_into_exactly_the_bin_whose_edges_hold_it(column, bins):
+    cuts = build_numeric_cuts(frozen(column), bins)
+    finite = [x for x in column if math.isfinite(x)]
+    assume(finite)
+    expected = np.bincount(
+        np.searchsorted(cuts.edge_array, finite, side="left"), minlength=len(cuts.edges) + 1
+    )
+    assert count_numeric(cuts, frozen(column))[:-4].tolist() == expected.tolist()
+
+
+# --- performance --------------------------------------------------------------------------------
+
+joined = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=40)
+joined_numbers = st.lists(st.tuples(st.one_of(ordinary, anything), ordinary), max_size=40)
+
+
+def of_classes(pairs) -> PerformanceState:
+    return PerformanceState.of_classes([p[0] for p in pairs], [p[1] for p in pairs])
+
+
+def of_numbers(pairs) -> PerformanceState:
+    return PerformanceState.of_numbers([p[0] for p in pairs], [p[1] for p in pairs])
+
+
+@given(joined, joined)
+def test_class_deltas_cancel_exactly(a, b):
+    x, y = of_classes(a), of_classes(b)
+    assert x.merge(y).merge(x.negate()).to_bytes() == y.to_bytes()
+    assert x.merge(x.negate()).is_empty
+    assert x.merge(y).to_bytes() == of_classes(b + a).to_bytes()
+    assert PerformanceState.from_bytes(x.negate().to_bytes()) == x.negate()
+
+
+@given(joined_numbers, joined_numbers)
+def test_regression_deltas_cancel_exactly(a, b):
+    x, y = of_numbers(a), of_numbers(b)
+    assert x.merge(y).merge(x.negate()).to_bytes() == y.to_bytes()
+    assert x.merge(x.negate()).is_empty
+    assert x.merge(y).to_bytes() == of_numbers(b + a).to_bytes()
+    assert PerformanceState.from_bytes(x.negate().to_bytes()) == x.negate()
