@@ -1,0 +1,338 @@
+"""Retrain or not, and why. Pure: the evidence and the time go in, one decision comes out.
+
+The rules stand in `_RULES` in the order in which they are asked; the first that has an opinion gives
+the decision (statistics, F: fix before roll back before wait before retrain). A "no" carries its
+reason and numbers as a "yes" does.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct, field
+
+from trimtab.records import IncidentState, Kind, Outcome
+from trimtab_agent.decide.evidence import Concern, Evidence
+from trimtab_agent.decide.policy import Policy, cooldown_ms, next_month_ms, quiet_until_ms
+
+
+class Action(StrEnum):
+    """What to do. `recalibrate` is named by the design and not offered yet: no rule gives it."""
+
+    NONE = "none"
+    WATCH = "watch"
+    WAIT_FOR_LABELS = "wait_for_labels"
+    HOLD = "hold"
+    """Retraining is due, but not now: cooldown, budget or quiet hours."""
+    RETRAIN = "retrain"
+    ESCALATE = "escalate"
+
+
+class Why(StrEnum):
+    """Why; stable codes, the text beside them may change."""
+
+    NOTHING_WRONG = "nothing_wrong"
+    CANNOT_TELL = "cannot_tell"
+    UNDER_WAY = "under_way"
+    DATA_QUALITY = "data_quality"
+    NOT_THE_MODEL = "not_the_model"
+    INPUTS_MOVED_NO_HARM = "inputs_moved_no_harm"
+    INPUTS_MOVED_HARM_UNKNOWN = "inputs_moved_harm_unknown"
+    INPUTS_MOVED_NO_LABELS = "inputs_moved_no_labels"
+    TOO_FEW_LABELS = "too_few_labels"
+    LABELS_NEVER_CAME = "labels_never_came"
+    NO_CHAMPION = "no_champion"
+    RETRAINING_OFF = "retraining_off"
+    ATTEMPTS_SPENT = "attempts_spent"
+    COOLDOWN = "cooldown"
+    BUDGET_SPENT = "budget_spent"
+    QUIET_HOURS = "quiet_hours"
+    PERFORMANCE_FELL = "performance_fell"
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """One decision with its reason and the numbers it rests on."""
+
+    action: Action
+    reason_code: Why
+    reason: str
+    """One plain sentence."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    next_wake_ms: int | None = None
+    """When the answer may change by time alone; None when only new evidence changes it."""
+
+
+_Rule = Callable[[Evidence, Policy, int], Decision | None]
+
+
+def decide(evidence: Evidence, policy: Policy, now_ms: int) -> Decision:
+    """Say what to do about a model now."""
+    for rule in _RULES:
+        decision = rule(evidence, policy, now_ms)
+        if decision is not None:
+            return decision
+    return _of(Action.NONE, Why.NOTHING_WRONG, "Nothing is wrong: no rule is in alarm.")
+
+
+def _of(
+    action: Action, why: Why, reason: str, wake_ms: int | None = None, **numbers: Any
+) -> Decision:
+    return Decision(
+        action=action, reason_code=why, reason=reason, numbers=numbers, next_wake_ms=wake_ms
+    )
+
+
+def _figures(found: list[Concern]) -> list[dict[str, Any]]:
+    return [
+        {"figure": c.figure, "value": c.value, "threshold": c.threshold, "onset_ms": c.onset_ms}
+        for c in found
+    ]
+
+
+def _names(found: list[Concern]) -> str:
+    return ", ".join(dict.fromkeys(c.figure for c in found))
+
+
+def _under_way(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    if evidence.busy is None:
+        return None
+    return _of(Action.NONE, Why.UNDER_WAY, f"{evidence.busy} is under way; one at a time.")
+
+
+def _no_verdict(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    if evidence.newest_window_ms is not None and evidence.concerns:
+        return None
+    return _of(
+        Action.NONE,
+        Why.CANNOT_TELL,
+        "No rule has been judged yet, so there is nothing to decide on.",
+    )
+
+
+def _data_quality(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    found = evidence.alarms(Kind.DATA_QUALITY)
+    if not found:
+        return None
+    return _of(
+        Action.WATCH,
+        Why.DATA_QUALITY,
+        f"The data is broken ({_names(found)}): fix it upstream. A broken feed is not learned.",
+        alarms=_figures(found),
+    )
+
+
+def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    found = evidence.alarms(Kind.VOLUME, Kind.RESOURCES)
+    others = evidence.alarms(Kind.INPUT, Kind.PREDICTION, Kind.PERFORMANCE)
+    if not found or others:
+        return None
+    return _of(
+        Action.WATCH,
+        Why.NOT_THE_MODEL,
+        f"{_names(found)} is in alarm. Retraining does not help there: look at the service.",
+        alarms=_figures(found),
+    )
+
+
+def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | None:
+    moved = evidence.alarms(Kind.INPUT, Kind.PREDICTION)
+    if not moved or evidence.alarms(Kind.PERFORMANCE):
+        return None
+    figures = _figures(moved)
+    if not policy.labels_promised:
+        return _of(
+            Action.WATCH,
+            Why.INPUTS_MOVED_NO_LABELS,
+            f"The inputs moved ({_names(moved)}). No labels are promised, so harm cannot be shown: "
+            "no retraining. A person may look.",
+            alarms=figures,
+        )
+    if evidence.judged_performance:
+        performance = [c for c in evidence.concerns if c.kind is Kind.PERFORMANCE]
+        return _of(
+            Action.WATCH,
+            Why.INPUTS_MOVED_NO_HARM,
+            f"The inputs moved ({_names(moved)}), performance did not suffer: no retraining.",
+            alarms=figures,
+            performance=_figures(performance),
+        )
+    return _wait(
+        evidence,
+        policy,
+        now_ms,
+        Why.INPUTS_MOVED_HARM_UNKNOWN,
+        f"The inputs moved ({_names(moved)}); whether it harms, labels must show",
+        figures,
+    )
+
+
+def _wait(
+    evidence: Evidence,
+    policy: Policy,
+    now_ms: int,
+    why: Why,
+    what: str,
+    figures: list[dict[str, Any]],
+) -> Decision:
+    """Wait for labels, or say that the wait is over."""
+    since = now_ms if evidence.waiting_since_ms is None else evidence.waiting_since_ms
+    until = since + policy.label_wait_ms
+    numbers: dict[str, Any] = {
+        "labelled_rows": evidence.labelled_rows,
+        "min_labels": policy.min_labels,
+        "onset_ms": evidence.labels_onset_ms,
+        "waiting_since_ms": since,
+        "alarms": figures,
+    }
+    if now_ms >= until:
+        return _of(
+            Action.ESCALATE,
+            Why.LABELS_NEVER_CAME,
+            f"{what}. {evidence.labelled_rows} of {policy.min_labels} labels came in the time "
+            "allowed: a person must decide.",
+            **numbers,
+        )
+    return _of(
+        Action.WAIT_FOR_LABELS,
+        why,
+        f"{what}: {evidence.labelled_rows} of {policy.min_labels} labels since the onset.",
+        until,
+        **numbers,
+    )
+
+
+def _performance(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | None:
+    found = evidence.alarms(Kind.PERFORMANCE)
+    if not found:
+        return None
+    numbers: dict[str, Any] = {
+        "alarms": _figures(found),
+        "labelled_rows": evidence.labelled_rows,
+        "min_labels": policy.min_labels,
+        "onset_ms": evidence.labels_onset_ms,
+        "attempts": 0 if evidence.incident is None else evidence.incident.attempts,
+        "runs_this_month": evidence.runs_this_month,
+        "budget_per_month": policy.budget_per_month,
+        "mode": policy.mode,
+    }
+    for check in (_forbidden, _too_few_labels, _not_now):
+        decision = check(evidence, policy, now_ms, found)
+        if decision is not None:
+            return Decision(
+                action=decision.action,
+                reason_code=decision.reason_code,
+                reason=decision.reason,
+                numbers={**numbers, **decision.numbers},
+                next_wake_ms=decision.next_wake_ms,
+            )
+    asked = "" if policy.mode == "auto" else " A person must approve it."
+    return _of(
+        Action.RETRAIN,
+        Why.PERFORMANCE_FELL,
+        f"Performance fell ({_names(found)}) and {evidence.labelled_rows} labelled rows show the "
+        f"new data: retrain.{asked}",
+        **numbers,
+    )
+
+
+def _forbidden(
+    evidence: Evidence, policy: Policy, _now_ms: int, found: list[Concern]
+) -> Decision | None:
+    if policy.mode == "off":
+        return _of(
+            Action.WATCH,
+            Why.RETRAINING_OFF,
+            f"Performance fell ({_names(found)}), but retraining is off in the contract.",
+        )
+    if not evidence.champion:
+        return _of(
+            Action.ESCALATE,
+            Why.NO_CHAMPION,
+            f"Performance fell ({_names(found)}), but the model has no champion to replace. "
+            "Name one with `trimtab model champion`.",
+        )
+    incident = evidence.incident
+    if incident is not None and incident.attempts >= policy.max_attempts:
+        return _of(
+            Action.ESCALATE,
+            Why.ATTEMPTS_SPENT,
+            f"{incident.attempts} attempts did not end this incident: a person must act.",
+        )
+    return None
+
+
+def _too_few_labels(
+    evidence: Evidence, policy: Policy, now_ms: int, found: list[Concern]
+) -> Decision | None:
+    if evidence.labelled_rows >= policy.min_labels:
+        return None
+    what = f"Performance fell ({_names(found)})"
+    return _wait(evidence, policy, now_ms, Why.TOO_FEW_LABELS, what, _figures(found))
+
+
+def _not_now(
+    evidence: Evidence, policy: Policy, now_ms: int, found: list[Concern]
+) -> Decision | None:
+    what = f"Performance fell ({_names(found)}), but"
+    if evidence.last_attempt is not None and evidence.incident is not None:
+        until = evidence.last_attempt.finished_ms + cooldown_ms(policy, evidence.incident.attempts)
+        if now_ms < until:
+            return _of(
+                Action.HOLD,
+                Why.COOLDOWN,
+                f"{what} the last attempt ended {evidence.last_attempt.outcome}: "
+                "the next one waits for its cooldown.",
+                until,
+                cooldown_until_ms=until,
+            )
+    if evidence.runs_this_month >= policy.budget_per_month:
+        return _of(
+            Action.HOLD,
+            Why.BUDGET_SPENT,
+            f"{what} {evidence.runs_this_month} of {policy.budget_per_month} runs of this month "
+            "are used.",
+            next_month_ms(policy, now_ms),
+        )
+    quiet = quiet_until_ms(policy, now_ms)
+    if quiet is not None:
+        return _of(
+            Action.HOLD,
+            Why.QUIET_HOURS,
+            f"{what} these are quiet hours.",
+            quiet,
+            quiet_until_ms=quiet,
+        )
+    return None
+
+
+_RULES: tuple[_Rule, ...] = (
+    _under_way,
+    _no_verdict,
+    _data_quality,
+    _not_the_model,
+    _inputs_moved,
+    _performance,
+)
+
+
+def is_clear(evidence: Evidence) -> bool:
+    """Whether the trouble is over: judged findings exist, and none is in alarm.
+
+    Silence is not health: with labels promised, a performance finding must be among them, unless
+    no rule of the model looks at performance at all.
+    """
+    if evidence.newest_window_ms is None or not evidence.concerns or evidence.busy is not None:
+        return False
+    if evidence.watches_performance and not evidence.judged_performance:
+        return False
+    return all(c.outcome is not Outcome.ALARM for c in evidence.concerns)
+
+
+STATE_OF: dict[Action, IncidentState] = {
+    Action.WATCH: IncidentState.WATCHING,
+    Action.WAIT_FOR_LABELS: IncidentState.WAITING_FOR_LABELS,
+    Action.HOLD: IncidentState.DIAGNOSING,
+    Action.RETRAIN: IncidentState.ACTING,
+    Action.ESCALATE: IncidentState.ESCALATED,
+}
+"""The incident's state under each action; `none` leaves it where it is."""

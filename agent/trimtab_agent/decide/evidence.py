@@ -1,0 +1,205 @@
+"""What a decision rests on: the newest judged findings of a model, its labels and its history. Pure.
+
+A verdict of the newest window often cannot speak of performance yet, because labels come later. So
+each rule is taken from the newest window that judged it, among the last `MEMORY_WINDOWS`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct, field
+
+from trimtab.records import (
+    FINAL_RUN,
+    Finding,
+    Incident,
+    Kind,
+    Outcome,
+    Reason,
+    Run,
+    RunState,
+    Verdict,
+)
+
+MEMORY_WINDOWS = 24
+"""How many windows back a judged finding still counts; chosen to outlive a label delay."""
+
+_UNJUDGED = frozenset(
+    {
+        Reason.WAITING_FOR_LABELS,
+        Reason.CALIBRATING,
+        Reason.TOO_FEW_ROWS,
+        Reason.NO_DATA,
+        Reason.STALLED,
+        Reason.LOST_MESSAGES,
+        Reason.UNDEFINED,
+        Reason.NOT_APPLICABLE,
+    }
+)
+_INPUT_KINDS = frozenset({Kind.INPUT, Kind.PREDICTION})
+REFUNDED = frozenset({RunState.SUPERSEDED, RunState.CANCELLED})
+"""Runs that end so give their share of the month's budget back; crashes and refusals count."""
+
+
+class Concern(Struct, frozen=True, kw_only=True):
+    """The newest judged finding of one rule or detector."""
+
+    kind: Kind
+    outcome: Outcome
+    figure: str
+    rule: str | None
+    value: float | None
+    threshold: float | None
+    window_start_ms: int
+    onset_ms: int
+
+
+class Attempt(Struct, frozen=True):
+    """How the last attempt of an incident ended, and when."""
+
+    run_id: str
+    outcome: str
+    finished_ms: int
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """All that `decide` looks at."""
+
+    model: str
+    concerns: list[Concern] = field(default_factory=list)
+    watches_performance: bool = False
+    """Whether any rule looks at performance, judged or not."""
+    judged_performance: bool = False
+    """Whether any performance finding has been judged in the remembered windows."""
+    newest_window_ms: int | None = None
+    labelled_rows: int = 0
+    """Labelled rows of the champion since the onset."""
+    labels_onset_ms: int | None = None
+    """The onset those labels are counted from."""
+    incident: Incident | None = None
+    waiting_since_ms: int | None = None
+    """When this incident began to wait for labels."""
+    last_attempt: Attempt | None = None
+    runs_this_month: int = 0
+    busy: str | None = None
+    """What is under way for the model ("run …", "rollout …"); None when nothing is."""
+    champion: bool = True
+    """Whether the model has a champion to compare a challenger with."""
+
+    def alarms(self, *kinds: Kind) -> list[Concern]:
+        """Concerns in alarm among these kinds, worst first known onset first."""
+        found = [c for c in self.concerns if c.outcome is Outcome.ALARM and c.kind in kinds]
+        return sorted(found, key=lambda c: (c.onset_ms, c.figure))
+
+
+def concerns(verdicts: Sequence[Verdict], since_ms: int = 0) -> list[Concern]:
+    """The newest judged finding per rule, from the latest verdict of each window.
+
+    `verdicts` in any order; windows that start before `since_ms` (an earlier champion's) are left out.
+    """
+    found: dict[tuple[Kind, str, str | None], Concern] = {}
+    for verdict in newest_windows(verdicts, since_ms):
+        for finding in verdict.findings:
+            key = (finding.kind, finding.figure, finding.rule)
+            if key in found or finding.reason in _UNJUDGED:
+                continue
+            found[key] = _concern(finding, verdict)
+    return list(found.values())
+
+
+def newest_windows(verdicts: Iterable[Verdict], since_ms: int = 0) -> list[Verdict]:
+    """The latest revision of each of the last `MEMORY_WINDOWS` windows, newest window first."""
+    latest: dict[int, Verdict] = {}
+    for verdict in verdicts:
+        held = latest.get(verdict.window_start_ms)
+        if verdict.window_start_ms >= since_ms and (
+            held is None or verdict.revision > held.revision
+        ):
+            latest[verdict.window_start_ms] = verdict
+    starts = sorted(latest, reverse=True)[:MEMORY_WINDOWS]
+    return [latest[start] for start in starts]
+
+
+def _concern(finding: Finding, verdict: Verdict) -> Concern:
+    return Concern(
+        kind=finding.kind,
+        outcome=finding.outcome,
+        figure=finding.figure,
+        rule=finding.rule,
+        value=finding.value,
+        threshold=finding.threshold,
+        window_start_ms=verdict.window_start_ms,
+        onset_ms=verdict.window_start_ms if finding.onset_ms is None else finding.onset_ms,
+    )
+
+
+def harm_onset_ms(found: Sequence[Concern], incident: Incident | None) -> int | None:
+    """Where training data and labels are counted from: the first breached window of performance.
+
+    Without a performance alarm, the incident's own onset; None when there is neither.
+    """
+    onsets = [
+        c.onset_ms for c in found if c.kind is Kind.PERFORMANCE and c.outcome is Outcome.ALARM
+    ]
+    if onsets:
+        return min(onsets)
+    moved = [c.onset_ms for c in found if c.kind in _INPUT_KINDS and c.outcome is Outcome.ALARM]
+    if incident is not None:
+        return incident.onset_ms
+    return min(moved) if moved else None
+
+
+def gather(
+    *,
+    model: str,
+    verdicts: Sequence[Verdict],
+    since_ms: int,
+    labelled_rows: int,
+    labels_onset_ms: int | None,
+    incident: Incident | None,
+    runs: Sequence[Run],
+    month_start_ms: int,
+    last_attempt: Attempt | None,
+    busy: str | None,
+    champion: bool,
+) -> Evidence:
+    """Put the evidence together. `runs` are the model's runs, at least since the month began."""
+    found = concerns(verdicts, since_ms)
+    windows = newest_windows(verdicts, since_ms)
+    waiting = None if incident is None else incident.decision.get("waiting_since_ms")
+    return Evidence(
+        model=model,
+        concerns=found,
+        watches_performance=any(f.kind is Kind.PERFORMANCE for v in windows for f in v.findings),
+        judged_performance=any(c.kind is Kind.PERFORMANCE for c in found),
+        newest_window_ms=windows[0].window_start_ms if windows else None,
+        labelled_rows=labelled_rows,
+        labels_onset_ms=labels_onset_ms,
+        incident=incident,
+        waiting_since_ms=waiting,
+        last_attempt=last_attempt,
+        runs_this_month=sum(
+            run.created_ms >= month_start_ms and run.state not in REFUNDED for run in runs
+        ),
+        busy=busy,
+        champion=champion,
+    )
+
+
+def last_attempt(
+    runs: Sequence[Run], incident: Incident | None, rolled_back: dict[str, int]
+) -> Attempt | None:
+    """The newest finished attempt of the incident; `rolled_back` maps a run to its rollout's end (ms).
+
+    A run that was blessed counts as finished when its rollout was rolled back.
+    """
+    if incident is None:
+        return None
+    ended: list[Attempt] = []
+    for run in runs:
+        if run.incident_id != incident.id or run.state in REFUNDED:
+            continue
+        if run.id in rolled_back:
+            ended.append(Attempt(run.id, "rolled_back", rolled_back[run.id]))
+        elif run.state in FINAL_RUN and run.state is not RunState.BLESSED:
+            ended.append(Attempt(run.id, run.state.value, run.finished_ms or run.updated_ms))
+    return max(ended, key=lambda attempt: attempt.finished_ms, default=None)
