@@ -167,6 +167,17 @@ row_classes = Table(  # both ledgers: what became of each row and label
     Column("count", BigInteger, nullable=False),
 )
 
+losses = Table(  # offsets the log had dropped before they were read, and when their records were made
+    "losses",
+    metadata,
+    Column("partition_id", ForeignKey("partitions.id"), primary_key=True),
+    Column("from_offset", BigInteger, primary_key=True),
+    Column("to_offset", BigInteger, nullable=False),
+    Column("from_ms", Ms),  # Kafka timestamp of the last record before; null: unknown
+    Column("to_ms", Ms),  # of the first record after; null: none has come
+    Column("found_ms", Ms, nullable=False),
+)
+
 watermarks = Table(
     "watermarks",
     metadata,

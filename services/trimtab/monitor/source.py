@@ -1,0 +1,302 @@
+"""Where records come from: the `Source` seam, and kafka-python behind it.
+
+Offsets live in SQL, so a source starts where it is told (`seek` inside `on_assigned`) and never by
+itself. What it promises: records of a partition in the order of their offsets, and for each partition the
+offset after the last one it has passed, so that the caller can tell gaps from messages.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct
+
+from trimtab.errors import TrimtabError
+
+log = logging.getLogger(__name__)
+
+POLL_FETCH_BYTES = 2 * 1024 * 1024
+SESSION_TIMEOUT_MS = 10_000
+RETRY_S = 0.2
+
+
+class SourceError(TrimtabError):
+    """The log cannot be read as configured; the text says what to change."""
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+class Identity(NamedTuple):
+    """What makes offsets of a topic comparable: the cluster and this creation of the topic."""
+
+    cluster_id: str
+    topic_id: str
+
+
+class Record(Protocol):
+    """One message; kafka-python's own records have these attributes."""
+
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+    @property
+    def timestamp(self) -> int: ...  # noqa: D102
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+
+
+class Polled(Struct, frozen=True):
+    """What one poll brought from one partition."""
+
+    records: Sequence[Record]
+    next_offset: int
+    """Offset after the last record, past any control records that the source has skipped."""
+    end_offset: int | None
+    """End of the log as last seen; None while unknown."""
+
+
+class Lost(Struct, frozen=True):
+    """The log has dropped records before they were read: offsets [wanted, beginning)."""
+
+    partition: Partition
+    wanted: int
+    beginning: int
+
+
+class Source(Protocol):
+    """A log of partitions, shared out among the members of a group."""
+
+    def start(
+        self,
+        topics: Iterable[str],
+        on_assigned: Callable[[Sequence[Partition]], None],
+        on_revoked: Callable[[Sequence[Partition]], None],
+    ) -> None:
+        """Join the group. Both callbacks run inside `poll` (or `close`).
+
+        Assigned partitions come paused; `seek` and `resume` start them.
+        """
+
+    def poll(self, timeout_s: float) -> tuple[dict[Partition, Polled], list[Lost]]:
+        """Wait for records; also keeps the membership alive. Raises SourceError."""
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Read on from this offset."""
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Deliver nothing from these; `poll` still keeps the membership alive."""
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Deliver again."""
+
+    def beginning(self, partition: Partition) -> int:
+        """Return the first offset that the log still holds."""
+
+    def progress(self, partition: Partition) -> tuple[int | None, int | None]:
+        """Return (position, end of the log) as last seen, without asking the broker."""
+
+    def identity(self, topic: str) -> Identity:
+        """Return the identity of the topic's offsets."""
+
+    def hint(self, offsets: Mapping[Partition, int]) -> None:
+        """Tell the broker how far we are, for lag tools. Never raises, never waits."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+def check_crc() -> str | None:
+    """Return a warning when kafka-python has no native CRC-32C, else None."""
+    if importlib.util.find_spec("crc32c") is not None:
+        return None
+    return (
+        "kafka-python runs without its crc32c extra and reads ten times slower. "
+        "Install it: pip install 'kafka-python[crc32c]'."
+    )
+
+
+class KafkaPythonSource:
+    """kafka-python 3 as a Source.
+
+    `settings` are client options (`bootstrap_servers`, `api_version`, security …). `cluster_identity`
+    replaces the cluster id where the broker has none worth keeping (the embedded one).
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        group: str,
+        poll_records: int = 5_000,
+        cluster_identity: str | None = None,
+    ) -> None:
+        from kafka import KafkaConsumer
+
+        warning = check_crc()
+        if warning:
+            log.warning(warning)
+        self._cluster_identity = cluster_identity
+        options: dict[str, Any] = {
+            "session_timeout_ms": SESSION_TIMEOUT_MS,
+            "heartbeat_interval_ms": SESSION_TIMEOUT_MS // 3,
+            "max_partition_fetch_bytes": POLL_FETCH_BYTES,
+            **settings,
+            # What the ledger rests on is not for the settings to change.
+            "group_id": group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "isolation_level": "read_committed",
+            "max_poll_records": poll_records,
+        }
+        self._consumer = KafkaConsumer(**options)
+
+    def start(
+        self,
+        topics: Iterable[str],
+        on_assigned: Callable[[Sequence[Partition]], None],
+        on_revoked: Callable[[Sequence[Partition]], None],
+    ) -> None:
+        """Join the group. Raises SourceError when a topic does not exist."""
+        wanted = list(topics)
+        # The embedded broker makes a topic when it is first named; a topic that appears after the
+        # subscription would rebalance the group, which that broker does badly.
+        missing = [topic for topic in wanted if not self._consumer.partitions_for_topic(topic)]
+        if missing:
+            log.warning("These topics do not exist yet and are waited for: %s", ", ".join(missing))
+
+        def park_and_tell(partitions: Sequence[Partition]) -> None:
+            # Kafka's own offset is only a hint: nothing is read before the ledger said where to.
+            for partition in partitions:
+                self.seek(partition, 0)
+            self.pause(partitions)
+            on_assigned(partitions)
+
+        self._consumer.subscribe(wanted, listener=_listener(park_and_tell, on_revoked))
+
+    def poll(self, timeout_s: float) -> tuple[dict[Partition, Polled], list[Lost]]:
+        """Wait for records. Raises SourceError for what no retry mends."""
+        from kafka import errors
+
+        try:
+            polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except errors.OffsetOutOfRangeError as error:
+            return {}, self._lost(error.args[0])
+        except errors.UnsupportedCodecError as error:
+            raise SourceError(
+                f"A topic is compressed with a codec this installation lacks ({error}). Install "
+                "kafka-python[lz4,zstd,snappy]."
+            ) from error
+        except (
+            errors.TopicAuthorizationFailedError,
+            errors.GroupAuthorizationFailedError,
+        ) as error:
+            raise SourceError(
+                f"Kafka refuses access ({error}). Grant READ on the topics and the group."
+            ) from error
+        except errors.KafkaError as error:
+            # The client retries by itself; what remains is told and tried again at the next poll.
+            log.warning("Reading from Kafka failed and is tried again: %r", error)
+            time.sleep(RETRY_S)
+            return {}, []
+        batches = {}
+        for key, records in polled.items():
+            position, end = self.progress(key)
+            after = records[-1].offset + 1
+            batches[Partition(*key)] = Polled(records, max(after, position or after), end)
+        return batches, []
+
+    def _lost(self, wanted: Mapping[Any, int]) -> list[Lost]:
+        lost = []
+        for key, offset in wanted.items():
+            beginning = self._consumer.beginning_offsets([key])[key]
+            if beginning <= offset:
+                raise SourceError(
+                    f"{key.topic}[{key.partition}] ends before offset {offset}, where the ledger "
+                    "stands: its log was truncated. Restore it, or give the topic a new identity by "
+                    "creating it again."
+                )
+            self._consumer.seek(key, beginning)
+            lost.append(Lost(Partition(*key), offset, beginning))
+        return lost
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Read on from this offset."""
+        self._consumer.seek(_key(partition), offset)
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Deliver nothing from these."""
+        self._consumer.pause(*map(_key, partitions))
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Deliver again."""
+        self._consumer.resume(*map(_key, partitions))
+
+    def beginning(self, partition: Partition) -> int:
+        """Return the first offset that the log still holds."""
+        key = _key(partition)
+        return int(self._consumer.beginning_offsets([key])[key])
+
+    def progress(self, partition: Partition) -> tuple[int | None, int | None]:
+        """Return (position, end of the log) as last seen."""
+        # `position()` would talk to the broker about partitions without one; this only looks.
+        state = self._consumer._subscription.assignment.get(_key(partition))  # noqa: SLF001
+        if state is None or state.position is None:
+            return None, None
+        return state.position.offset, state.highwater
+
+    def identity(self, topic: str) -> Identity:
+        """Return the identity of the topic's offsets."""
+        cluster = self._consumer._cluster  # noqa: SLF001 - no public name for either id
+        topic_id = cluster.topic_id(topic)
+        return Identity(
+            self._cluster_identity or cluster.cluster_id or "unknown",
+            str(topic_id) if topic_id is not None and topic_id.int else "",
+        )
+
+    def hint(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit to Kafka as a hint for lag tools; a failure only shows there."""
+        from kafka.structs import OffsetAndMetadata
+
+        marks = {_key(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+        if marks:
+            self._consumer.commit_async(marks, callback=_hinted)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close(autocommit=False)
+
+
+def _hinted(_offsets: object, outcome: object) -> None:
+    if isinstance(outcome, Exception):
+        log.debug("Kafka did not take the offsets as a hint: %s", outcome)
+
+
+def _key(partition: Partition) -> Any:
+    from kafka import TopicPartition
+
+    return TopicPartition(partition.topic, partition.partition)
+
+
+def _listener(
+    on_assigned: Callable[[Sequence[Partition]], None],
+    on_revoked: Callable[[Sequence[Partition]], None],
+) -> Any:
+    from kafka.consumer.subscription_state import ConsumerRebalanceListener
+
+    class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+        def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+            on_assigned(sorted(Partition(*key) for key in assigned))
+
+        def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+            on_revoked(sorted(Partition(*key) for key in revoked))
+
+    return Listener()
