@@ -1,1 +1,1 @@
-"""Space, study, trials and the workers that train them."""
+"""The search for a challenger: space, study, trials, workers. Knows no store and no records."""
