@@ -5,10 +5,10 @@ not part of the archive.
 """
 
 from msgspec import Struct
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
-from trimtab.errors import ConflictError
-from trimtab.store.tables import archive_files, partitions
+from trimtab.store.ledger import Advance, advance
+from trimtab.store.tables import archive_files
 
 
 class ArchiveFile(Struct, frozen=True, kw_only=True):
@@ -29,48 +29,19 @@ class ArchiveFile(Struct, frozen=True, kw_only=True):
 
 def commit_files(
     connection: Connection,
-    *,
     partition_id: int,
     epoch: int,
-    from_offset: int,
-    next_offset: int,
-    messages: int,
-    lost: int,
+    step: Advance,
     files: list[ArchiveFile],
     now_ms: int,
 ) -> None:
-    """Enter `files` and move the archive's offset from `from_offset` to `next_offset`, together.
-
-    Offsets that brought neither a message nor a loss are gaps.
+    """Enter `files` and move the archive's ledger by `step`, together.
 
     Raises:
         ConflictError: the partition has another owner, or the offset is not where it was left.
 
     """
-    moved = connection.execute(
-        update(partitions)
-        .where(
-            partitions.c.id == partition_id,
-            partitions.c.epoch == epoch,
-            partitions.c.next_offset == from_offset,
-        )
-        .values(
-            next_offset=next_offset,
-            messages=partitions.c.messages + messages,
-            lost=partitions.c.lost + lost,
-            gaps=partitions.c.gaps + (next_offset - from_offset - messages - lost),
-            rows=partitions.c.rows + sum(file.rows for file in files if file.kind == "inference"),
-            labels=partitions.c.labels + sum(file.rows for file in files if file.kind == "label"),
-            flush_seq=partitions.c.flush_seq + 1,
-            owner_seen_ms=now_ms,
-            updated_ms=now_ms,
-        )
-    )
-    if moved.rowcount != 1:
-        raise ConflictError(
-            "Another archive process now owns this partition; what was buffered is dropped, "
-            "and it writes the same messages."
-        )
+    advance(connection, partition_id, epoch, step, now_ms)
     if files:
         connection.execute(
             archive_files.insert(),
