@@ -106,7 +106,8 @@ class NumericCuts(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag=
     def atoms(self) -> npt.NDArray[np.bool_]:
         """Which of the m + 1 bins can hold only one value, shape (m + 1,), read-only."""
         bounds = np.concatenate(([-np.inf], self.edge_array, [_LARGEST]))
-        flags = np.nextafter(bounds[:-1], np.inf) >= bounds[1:]
+        with np.errstate(over="ignore"):
+            flags = np.nextafter(bounds[:-1], np.inf) >= bounds[1:]
         flags.flags.writeable = False
         return flags
 
@@ -271,7 +272,8 @@ def build_numeric_cuts(values: npt.ArrayLike, bins: int = BINS) -> NumericCuts:
         # make every value of a reference below 2 * bins rows an atom).
         atoms = distinct[(repeats * 2 * bins >= column.size) & (repeats > 1)]
         quantiles = column[_inverted_cdf(np.arange(1, bins) / bins, column.size)]
-    edges = np.unique(np.concatenate((np.nextafter(atoms, -np.inf), atoms, quantiles)))
+    with np.errstate(over="ignore"):  # below the least float is -inf, which is no edge
+        edges = np.unique(np.concatenate((np.nextafter(atoms, -np.inf), atoms, quantiles)))
     edges = edges[np.isfinite(edges)] + 0.0
     origin, exponent = _grid(column)
     return NumericCuts(tuple(np.unique(edges).tolist()), origin, exponent, single)

@@ -24,6 +24,7 @@ from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, NumericCuts
 SIEGMUND = 0.5826
 """-zeta(1/2)/sqrt(2 pi): overshoot of a random walk seen at discrete times (Siegmund 1985)."""
 LEAST_EXPECTED = 5.0
+LEAST_POOLED = 1.0
 PSI_BINS = 20
 PSI_PSEUDO_COUNT = 0.5
 
@@ -146,25 +147,32 @@ def wasserstein_binned(
 ) -> float | None:
     """Return the first Wasserstein distance of finite values, in reference standard deviations.
 
-    W1 = sum over intervals between edges of |F - G| × length, with |F - G| averaged over the two ends
-    (deviation from A4's left end: as exact for atoms, closer for continuous values). The end bins reach
-    to the minimum and maximum seen, so an outlier beyond the reference's edges counts by its distance.
-    None without finite rows or when the reference does not vary.
+    W1 = integral of |F - G|. Between edges |F - G| is the mean of its two ends (deviation from A4's left
+    end: as exact for atoms, closer for continuous values). Below the first and above the last edge the
+    shape is unknown, but the integral of G - F over everything is the difference of the means, which is
+    known exactly: the two ends are corrected to add up to it. So a pure shift is exact, and so is a far
+    outlier. None without finite rows or when the reference does not vary.
     """
     _check(cuts, window, reference)
     n, N = finite_rows(window), finite_rows(reference)
-    _, sd = mean_sd(cuts, reference)
-    extremes = (window.minimum, reference.minimum, window.maximum, reference.maximum)
-    if not n or not N or not sd or any(x is None for x in extremes):
+    mean, _ = mean_sd(cuts, window)
+    mean_reference, sd = mean_sd(cuts, reference)
+    if mean is None or mean_reference is None or not sd:
         return None
+    extremes = (window.minimum, reference.minimum, window.maximum, reference.maximum)
     known = [x for x in extremes if x is not None]
     F = np.cumsum(np.asarray(window.counts[:-SPECIAL_BINS])) / n
     G = np.cumsum(np.asarray(reference.counts[:-SPECIAL_BINS])) / N
-    gaps = np.concatenate(([0.0], np.abs(F - G)))  # at min, each edge, max; the last one is 0
-    places = np.clip(
-        np.concatenate(([min(known)], cuts.edges, [max(known)])), min(known), max(known)
-    )
-    return float(np.sum((gaps[:-1] + gaps[1:]) / 2 * np.diff(places))) / sd
+    gaps = np.concatenate(([0.0], G - F))  # at the minimum, each edge, the maximum (there 0)
+    least, most = min(known), max(known)
+    places = np.clip(np.concatenate(([least], cuts.edges, [most])), least, most)
+    areas = (gaps[:-1] + gaps[1:]) / 2 * np.diff(places)
+    # A tail's gap falls faster than in a straight line: a third of its rectangle, by choice (a quadratic).
+    areas[[0, -1]] *= 2 / 3
+    ends = np.abs(areas[[0, -1]])
+    if areas.size > 1 and ends.sum() > 0 and not window.clamped and not reference.clamped:
+        areas[[0, -1]] += (mean - mean_reference - areas.sum()) * ends / ends.sum()
+    return float(np.abs(areas).sum()) / sd
 
 
 def effect_binned(
@@ -193,8 +201,9 @@ def effect_binned(
 def _merge_to_expected(c: Ints, r: Ints, *, ordered: bool) -> tuple[Ints, Ints]:
     """Merge bins until each expects LEAST_EXPECTED rows on the smaller side.
 
-    Ordered bins join their neighbour to the right (the rest joins the last group); unordered ones that
-    expect too few become one.
+    Ordered bins join their neighbour to the right (the rest joins the last group). Unordered ones that
+    expect too few become one; that one may expect less itself, down to LEAST_POOLED (Cochran 1954 allows
+    it), because joining it to a common category can cancel the very change it shows.
     """
     total = c + r
     expected = total * (min(int(c.sum()), int(r.sum())) / int(total.sum()))
@@ -202,7 +211,7 @@ def _merge_to_expected(c: Ints, r: Ints, *, ordered: bool) -> tuple[Ints, Ints]:
         small = expected < LEAST_EXPECTED
         group = np.where(small, 0, np.cumsum(~small))
         pooled = float(expected[small].sum())
-        if 0 < pooled < LEAST_EXPECTED and not small.all():
+        if 0 < pooled < LEAST_POOLED and not small.all():
             # The rest is itself too small: it joins the smallest bin that is large enough.
             group[small] = group[np.where(small, np.inf, expected).argmin()]
     else:
