@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from trimtab.artifacts import FeatureSpec
-from trimtab.demo.camera import CLEAN, STEPS, Lens, see
+from trimtab_agent.demo.camera import CLEAN, STEPS, Lens, see
 from trimtab_agent.recipes.data import TrainingData, concatenate, make_data, save_data
 from trimtab_agent.recipes.data import with_validation as hold_out
 from trimtab_agent.search.protocol import ArtifactResult, RecipeRef
