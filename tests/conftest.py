@@ -101,13 +101,13 @@ def kafka_broker_of_session(kafka_requirements: ModuleType) -> Iterator[Any]:
 
 
 @pytest.fixture
-def kafka_broker(kafka_broker_of_session: Any) -> Iterator[Any]:
+def kafka_broker(kafka_broker_of_session: Any) -> Any:
     """One Apache Kafka for the session: `.bootstrap`, `.stop()`, `.kill()`, `.start()`, `.restart()`.
 
     A test may stop it; it serves again before the next test.
     """
     kafka_broker_of_session.start()
-    yield kafka_broker_of_session
+    return kafka_broker_of_session
 
 
 @pytest.fixture
