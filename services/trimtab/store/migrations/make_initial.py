@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from alembic.autogenerate import produce_migrations, render_python_code
+from alembic.autogenerate import produce_migrations
 from alembic.operations.ops import CreateIndexOp, CreateTableOp
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
@@ -43,10 +43,9 @@ def source() -> str:
     made = [op for entry in operations.ops for op in getattr(entry, "ops", [entry])]
     assert all(isinstance(op, CreateTableOp | CreateIndexOp) for op in made), "it only creates"
     render: Any = render_python_code
+    dialect: Any = postgresql.dialect  # untyped in SQLAlchemy
     # Rendered for PostgreSQL, so that types with a variant keep it.
-    body: str = render(
-        operations, migration_context=MigrationContext.configure(dialect=postgresql.dialect())
-    )
+    body: str = render(operations, migration_context=MigrationContext.configure(dialect=dialect))
     body = "\n".join(line for line in body.splitlines() if "# ###" not in line).strip()
     code = f"{_HEAD}    {body}\n"
     ruff = Path(sys.executable).with_name("ruff")

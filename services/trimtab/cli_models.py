@@ -1,0 +1,475 @@
+"""Commands about models and what is known of them: model, baseline, window, ledger."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trimtab.cli_context import loaded, store_of, writable_store_of
+from trimtab.cli_output import (
+    ATTENTION,
+    Json,
+    Limit,
+    ModelName,
+    console,
+    errors,
+    figure,
+    now_ms,
+    print_json,
+    print_table,
+    when,
+    word,
+)
+from trimtab.errors import NotFoundError, TrimtabError
+from trimtab.store import overview
+
+model_app = typer.Typer(help="Contracts, versions and champions.", no_args_is_help=True)
+baseline_app = typer.Typer(help="What traffic is compared with.", no_args_is_help=True)
+window_app = typer.Typer(help="Closed windows and their verdicts.", no_args_is_help=True)
+ledger_app = typer.Typer(help="What became of every message, row and label.", no_args_is_help=True)
+
+
+def me() -> str:
+    """Who acts, for the audit trail."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user may have no name
+        return "cli"
+
+
+# --- model ----------------------------------------------------------------------------------------
+
+
+@model_app.command("init")
+def model_init(
+    context: typer.Context,
+    from_topic: Annotated[str, typer.Option("--from-topic", help="Topic to read events from.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Which model, when the topic carries several.")
+    ] = None,
+    messages: Annotated[int, typer.Option(min=1, max=100_000, help="Events to look at.")] = 1_000,
+    wait_s: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Print a draft contract made from events of a topic."""
+    from trimtab.cli_kafka import sample_inferences
+    from trimtab.contracts.infer import infer_contract
+
+    settings = loaded(context).settings
+    samples = sample_inferences(settings.kafka, from_topic, messages, wait_s)
+    names = sorted({sample.model for sample in samples})
+    if not names:
+        raise TrimtabError(
+            f"No inference event came from {from_topic!r} in {wait_s:g} s. Check the topic's name "
+            "and that events are of type io.trimtab.inference.v1."
+        )
+    if model is None and len(names) > 1:
+        raise TrimtabError(
+            f"{from_topic!r} carries {len(names)} models ({', '.join(names[:10])}). "
+            "Choose one with --model."
+        )
+    text = infer_contract(samples, model or names[0])
+    if as_json:
+        print_json({"model": model or names[0], "events": len(samples), "contract": text})
+    else:
+        typer.echo(text)
+
+
+@model_app.command("apply")
+def model_apply(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A contract (TOML) or a folder of them.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would change.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check contracts, show what changes, and apply them."""
+    from trimtab.contract_files import load_contracts as read_contracts
+    from trimtab.contracts.compare import compare
+    from trimtab.store import models
+
+    contracts = read_contracts(path)  # all are valid before the first is applied
+    report: list[dict[str, Any]] = []
+    with writable_store_of(context) as store:
+        current = models.load_contracts(store)
+        for contract in contracts:
+            before = current.get(contract.name)
+            shown = compare(before.contract if before else None, contract)
+            entry: dict[str, Any] = {"model": contract.name, "changes": list(shown.lines)}
+            if not dry_run:
+                text = _text_of(path, contract.name)
+                applied = models.apply_contract(store, contract, text, me(), now_ms())
+                entry |= {"revision": applied.revision, "changed": applied.changed}
+            report.append(entry)
+            if as_json:
+                continue
+            console.print(f"[bold]{contract.name}[/]")
+            for line in shown.lines or ("nothing changes",):
+                console.print(f"  {line}", markup=False, highlight=False)
+            if not dry_run:
+                console.print(f"  revision {entry['revision']}")
+    if as_json:
+        print_json(report)
+
+
+def _text_of(path: Path, name: str) -> str:
+    file = path / f"{name}.toml" if path.is_dir() else path
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = (entry.read_text(encoding="utf-8") for entry in sorted(path.glob("*.toml")))
+    return next((text for text in found if f'"{name}"' in text), "")
+
+
+@model_app.command("list")
+def model_list(
+    context: typer.Context,
+    search: Annotated[str, typer.Option(help="Only names or teams that contain this.")] = "",
+    limit: Limit = 500,
+    as_json: Json = False,
+) -> None:
+    """List the models and how they are."""
+    with store_of(context) as store:
+        page = overview.fleet(store, limit=limit, search=search)
+    if as_json:
+        print_json(page)
+        return
+    print_status(page)
+
+
+def print_status(page: list[overview.ModelStatus]) -> None:
+    """Print models at a glance."""
+    print_table(
+        ("model", "team", "outcome", "why", "window (UTC)", "rows", "alerts", "agent", "champion"),
+        (
+            (
+                status.model,
+                status.team,
+                word(status.outcome or "no verdict"),
+                status.reason or "",
+                when(status.window_start_ms),
+                "" if status.rows is None else f"{status.rows:,}",
+                str(status.open_alerts or ""),
+                _agent(status),
+                status.champion or "",
+            )
+            for status in page
+        ),
+        "No model is watched. Write a contract and apply it: trimtab model apply FILE.",
+    )
+
+
+def _agent(status: overview.ModelStatus) -> str:
+    parts = [status.rollout and f"rollout {status.rollout}", status.run and f"run {status.run}"]
+    if status.challenger_share is not None:
+        parts.append(f"{status.challenger_share:.0%}")
+    return ", ".join(part for part in parts if part) or status.incident or ""
+
+
+@model_app.command("show")
+def model_show(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
+    """Show a model: status, contract, revisions, versions."""
+    from trimtab.store.models import contract_history, versions_of
+
+    with store_of(context) as store:
+        status = overview.model_status(store, model)
+        history = contract_history(store, model)
+        versions = versions_of(store, model)
+    if as_json:
+        print_json(
+            {
+                "status": status,
+                "contract": history[-1].contract if history else None,
+                "revisions": [
+                    {"revision": row.revision, "at_ms": row.applied_ms, "by": row.applied_by}
+                    for row in history
+                ],
+                "versions": versions,
+            }
+        )
+        return
+    print_status([status])
+    console.print(f"\n{status.summary}", markup=False)
+    console.print("\n[dim]contract revisions[/]")
+    print_table(
+        ("revision", "applied (UTC)", "by"),
+        ((str(row.revision), when(row.applied_ms), row.applied_by) for row in history),
+        "none",
+    )
+    console.print("\n[dim]versions[/]")
+    print_table(
+        ("version", "since (UTC)", "source", "artifact"),
+        (
+            (row.version, when(row.created_ms), row.source, (row.artifact_sha256 or "")[:12])
+            for row in versions
+        ),
+        "none seen",
+    )
+    if history:
+        console.print("\n[dim]contract[/]")
+        console.print(history[-1].text, markup=False, highlight=False)
+
+
+@model_app.command("champion")
+def model_champion(
+    context: typer.Context,
+    model: ModelName,
+    version: Annotated[str, typer.Argument(help="The version that answers.")],
+    artifact: Annotated[Path, typer.Argument(help="Folder of its artifact.")],
+    as_json: Json = False,
+) -> None:
+    """Make an artifact the model's champion: what serves, and what a challenger must beat."""
+    from trimtab.artifacts import artifact_digest, verify_artifact
+    from trimtab.store.agent import set_champion
+
+    if not artifact.is_dir():
+        raise NotFoundError(f"{artifact} is not a folder. Name the folder of the artifact.")
+    sha256 = artifact_digest(artifact)
+    verify_artifact(artifact, sha256)
+    with store_of(context) as store:
+        overview.model_status(store, model)
+        traffic = set_champion(
+            store, model, version, artifact.resolve().as_uri(), sha256, me(), now_ms()
+        )
+    if as_json:
+        print_json({"model": model, "version": version, "sha256": sha256, "traffic": traffic})
+    else:
+        console.print(f"{model}: version {version} is the champion (SHA-256 {sha256[:12]}…).")
+
+
+@model_app.command("retire")
+def model_retire(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
+    """Stop watching a model; its history stays, and applying its contract brings it back."""
+    from trimtab.store.models import retire_model
+
+    with store_of(context) as store:
+        retire_model(store, model, now_ms())
+    if as_json:
+        print_json({"model": model, "retired": True})
+    else:
+        console.print(f"{model} is retired.")
+
+
+# --- window ---------------------------------------------------------------------------------------
+
+
+@window_app.command("list")
+def window_list(
+    context: typer.Context, model: ModelName, limit: Limit = 24, as_json: Json = False
+) -> None:
+    """List the newest closed windows of a model."""
+    with store_of(context) as store:
+        overview.model_status(store, model)
+        points = overview.windows(store, model, limit=limit)
+    if as_json:
+        print_json(points)
+        return
+    print_table(
+        ("window (UTC)", "start_ms", "rev", "outcome", "reason", "rows", "summary"),
+        (
+            (
+                when(point.verdict.window_start_ms),
+                str(point.verdict.window_start_ms),
+                str(point.verdict.revision),
+                word(point.verdict.outcome),
+                point.verdict.reason,
+                f"{point.verdict.figures.get('rows', 0):,}",
+                point.verdict.summary,
+            )
+            for point in points
+        ),
+        f"No window of {model} has closed yet.",
+    )
+
+
+@window_app.command("show")
+def window_show(
+    context: typer.Context,
+    model: ModelName,
+    start: Annotated[
+        str, typer.Argument(help='Start: ms since the epoch, ISO 8601, or "latest".')
+    ] = "latest",
+    as_json: Json = False,
+) -> None:
+    """Show a window's verdict: findings, figures, evidence, revisions."""
+    with store_of(context) as store:
+        overview.model_status(store, model)
+        start_ms = _start_ms(store, model, start)
+        history = overview.window_history(store, model, start_ms)
+    if not history:
+        raise NotFoundError(
+            f"{model} has no verdict for a window at {start!r}. `trimtab window list {model}` shows "
+            "those there are."
+        )
+    if as_json:
+        print_json(history)
+        return
+    last = history[-1].verdict
+    console.print(
+        f"[bold]{model}[/]  {when(last.window_start_ms)} to {when(last.window_end_ms)} UTC  "
+        f"{word(last.outcome)}  revision {last.revision}, verdict {history[-1].id}"
+    )
+    console.print(last.summary, markup=False)
+    print_table(
+        ("outcome", "kind", "figure", "value", "threshold", "M of N", "rows", "reason"),
+        (
+            (
+                word(finding.outcome),
+                finding.kind,
+                finding.figure,
+                figure(finding.value),
+                figure(finding.threshold),
+                f"{finding.breached} of {finding.of}" if finding.rule else "",
+                f"{finding.rows:,}",
+                finding.reason,
+            )
+            for finding in last.findings
+        ),
+        "no findings",
+    )
+    for point in history[1:]:
+        console.print(
+            f"revision {point.verdict.revision}: {point.verdict.changed}", markup=False, style="dim"
+        )
+
+
+def _start_ms(store: Any, model: str, text: str) -> int:
+    from datetime import UTC, datetime
+
+    if text == "latest":
+        newest = overview.windows(store, model, limit=1)
+        if not newest:
+            raise NotFoundError(f"No window of {model} has closed yet.")
+        return newest[0].verdict.window_start_ms
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise TrimtabError(
+            f"{text!r} is no time. Write ms since the epoch, or 2026-01-31T12:00:00Z."
+        ) from None
+    return round(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+
+
+# --- baseline -------------------------------------------------------------------------------------
+
+
+@baseline_app.command("list")
+def baseline_list(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
+    """List a model's baselines."""
+    from trimtab.store.baselines import baselines_of
+
+    with store_of(context) as store:
+        overview.model_status(store, model)
+        rows = [_baseline(row) for row in baselines_of(store, model)]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("number", "active", "windows", "rows", "from (UTC)", "to (UTC)", "source"),
+        (
+            (
+                str(row["number"]),
+                "yes" if row["active"] else "",
+                str(row["windows"]),
+                f"{row['rows']:,}",
+                when(row["from_ms"]),
+                when(row["to_ms"]),
+                row["source"],
+            )
+            for row in rows
+        ),
+        f"{model} has no baseline yet. It is made from traffic, or: trimtab baseline fit.",
+    )
+
+
+def _baseline(row: Any) -> dict[str, Any]:
+    names = (
+        "id",
+        "number",
+        "cuts_id",
+        "windows",
+        "rows",
+        "from_ms",
+        "to_ms",
+        "source",
+        "active",
+        "created_ms",
+    )
+    return {name: getattr(row, name) for name in names}
+
+
+@baseline_app.command("show")
+def baseline_show(
+    context: typer.Context,
+    model: ModelName,
+    number: Annotated[
+        int | None, typer.Argument(help="Its number; default: the active one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one baseline."""
+    from trimtab.store.baselines import baselines_of
+
+    with store_of(context) as store:
+        overview.model_status(store, model)
+        rows = [_baseline(row) for row in baselines_of(store, model)]
+    chosen = [row for row in rows if (row["active"] if number is None else row["number"] == number)]
+    if not chosen:
+        raise NotFoundError(
+            f"{model} has no such baseline. `trimtab baseline list {model}` shows them."
+        )
+    if as_json:
+        print_json(chosen[0])
+        return
+    for key, value in chosen[0].items():
+        console.print(f"{key:12} {when(value) if key.endswith('_ms') else value}", highlight=False)
+
+
+# --- ledger ---------------------------------------------------------------------------------------
+
+
+@ledger_app.command("show")
+def ledger_show(context: typer.Context, as_json: Json = False) -> None:
+    """Show both ledgers and whether they balance; exit code 3 when they do not."""
+    with store_of(context) as store:
+        partitions = overview.ledger_lines(store)
+    problems = [problem for partition in partitions for problem in partition.problems]
+    if as_json:
+        print_json({"balances": not problems, "problems": problems, "partitions": partitions})
+    else:
+        _print_ledger(partitions)
+        if problems:
+            for problem in problems:
+                errors.print(f"[bold red]out of balance:[/] {problem}")
+        elif partitions:
+            console.print("[green]The ledger balances.[/]")
+    if problems:
+        raise typer.Exit(ATTENTION)
+
+
+def _print_ledger(partitions: list[overview.LedgerLine]) -> None:
+    print_table(
+        ("consumer", "topic", "offsets", "messages", "gaps", "lost", "rows", "labels"),
+        (
+            (
+                partition.consumer,
+                f"{partition.topic} {partition.partition}",
+                f"{partition.first_offset:,} to {partition.next_offset:,}",
+                f"{partition.messages:,}",
+                f"{partition.gaps:,}",
+                f"[bold red]{partition.lost:,}[/]" if partition.lost else "0",
+                _classes(partition.rows, partition.row_classes),
+                _classes(partition.labels, partition.label_classes),
+            )
+            for partition in partitions
+        ),
+        "Nothing has been read yet.",
+    )
+
+
+def _classes(total: int, classes: dict[str, int]) -> str:
+    parts = ", ".join(f"{count:,} {name}" for name, count in sorted(classes.items()) if count)
+    return f"{total:,} = {parts}" if parts else f"{total:,}"

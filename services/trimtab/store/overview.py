@@ -1,0 +1,319 @@
+"""What the CLI, the API and the dashboard ask of many models at once, a page at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, and_, func, or_, select
+
+from trimtab.errors import NotFoundError
+from trimtab.records import Verdict
+from trimtab.store import tables
+from trimtab.store.engine import Store
+from trimtab.store.ledger import PartitionLedger, ledger
+
+PAGE_MAX = 500
+
+
+class ModelStatus(Struct, frozen=True, kw_only=True):
+    """One model at a glance. Times are ms since the epoch, UTC."""
+
+    model: str
+    team: str
+    contract_revision: int
+    retired: bool
+    outcome: str | None = None
+    """Of the latest verdict; None before the first window closed."""
+    kind: str | None = None
+    reason: str | None = None
+    summary: str = "No window has closed yet."
+    window_start_ms: int | None = None
+    window_end_ms: int | None = None
+    rows: int | None = None
+    """Rows in that window."""
+    open_alerts: int = 0
+    incident: str | None = None
+    """State of the unresolved incident."""
+    run: str | None = None
+    """State of the active run."""
+    rollout: str | None = None
+    """State of the active rollout."""
+    champion: str | None = None
+    challenger: str | None = None
+    challenger_share: float | None = None
+    baseline: int | None = None
+    """Number of the active baseline; None while the reference is still being gathered."""
+    baseline_windows: int | None = None
+
+
+class VerdictPoint(Struct, frozen=True, kw_only=True):
+    """The latest verdict of one window, with its row's identity."""
+
+    id: int
+    created_ms: int
+    verdict: Verdict
+
+
+def fleet(
+    store: Store,
+    *,
+    after: str = "",
+    limit: int = 100,
+    scope: str = "*",
+    search: str = "",
+) -> list[ModelStatus]:
+    """Return the models in order of their names, those after `after`, inside a key's scope."""
+    models = tables.models
+    query = select(models).where(models.c.name > after, models.c.retired_ms.is_(None))
+    query = query.order_by(models.c.name).limit(min(limit, PAGE_MAX))
+    kind, _, subject = scope.partition(":")
+    if kind == "team":
+        query = query.where(models.c.team == subject)
+    elif kind == "model":
+        query = query.where(models.c.name == subject)
+    if search:
+        query = query.where(
+            or_(
+                models.c.name.contains(search, autoescape=True),
+                models.c.team.contains(search, autoescape=True),
+            )
+        )
+    with store.read() as connection:
+        return _statuses(connection, connection.execute(query).mappings().all())
+
+
+def model_status(store: Store, model: str) -> ModelStatus:
+    """Return one model at a glance, a retired one too. Raises NotFoundError."""
+    with store.read() as connection:
+        rows = connection.execute(
+            select(tables.models).where(tables.models.c.name == model)
+        ).mappings()
+        found = _statuses(connection, rows.all())
+    if not found:
+        raise NotFoundError(f"There is no model {model!r}. `trimtab model list` names them.")
+    return found[0]
+
+
+def _statuses(connection: Connection, models: Sequence[Any]) -> list[ModelStatus]:
+    names = [row["name"] for row in models]
+    verdicts = _latest(connection, names)
+    alerts = _open_alerts(connection, names)
+    baselines = {
+        row.model: row
+        for row in connection.execute(
+            select(
+                tables.baselines.c.model, tables.baselines.c.number, tables.baselines.c.windows
+            ).where(tables.baselines.c.model.in_(names), tables.baselines.c.active)
+        )
+    }
+    states = {
+        table.name: {
+            row.model: row.state
+            for row in connection.execute(
+                select(table.c.model, table.c.state).where(table.c.model.in_(names), table.c.active)
+            )
+        }
+        for table in (tables.incidents, tables.runs, tables.rollouts)
+    }
+    splits = {
+        row.model: msgspec.json.decode(row.body)["arms"]
+        for row in connection.execute(
+            select(tables.traffic.c.model, tables.traffic.c.body).where(
+                tables.traffic.c.model.in_(names)
+            )
+        )
+    }
+    found = []
+    for row in models:
+        name = row["name"]
+        verdict = verdicts.get(name, {})
+        baseline = baselines.get(name)
+        found.append(
+            ModelStatus(
+                model=name,
+                team=row["team"],
+                contract_revision=row["contract_revision"],
+                retired=row["retired_ms"] is not None,
+                open_alerts=alerts.get(name, 0),
+                incident=states["incidents"].get(name),
+                run=states["runs"].get(name),
+                rollout=states["rollouts"].get(name),
+                baseline=baseline.number if baseline else None,
+                baseline_windows=baseline.windows if baseline else None,
+                **verdict,
+                **_arms(splits.get(name, [])),
+            )
+        )
+    return found
+
+
+def _latest(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    verdicts = tables.verdicts
+    newest = (
+        select(verdicts.c.model, func.max(verdicts.c.window_start_ms).label("start"))
+        .where(verdicts.c.model.in_(names), verdicts.c.latest)
+        .group_by(verdicts.c.model)
+        .subquery()
+    )
+    rows = connection.execute(
+        select(verdicts).join(
+            newest,
+            and_(
+                verdicts.c.model == newest.c.model,
+                verdicts.c.window_start_ms == newest.c.start,
+                verdicts.c.latest,
+            ),
+        )
+    )
+    return {
+        row.model: {
+            "outcome": row.outcome,
+            "kind": row.kind,
+            "reason": row.reason,
+            "summary": msgspec.json.decode(row.body)["summary"],
+            "window_start_ms": row.window_start_ms,
+            "window_end_ms": row.window_end_ms,
+            "rows": row.rows,
+        }
+        for row in rows
+    }
+
+
+def _open_alerts(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    alerts = tables.alerts
+    rows = connection.execute(
+        select(alerts.c.model, func.count())
+        .where(alerts.c.model.in_(names), alerts.c.state != "resolved")
+        .group_by(alerts.c.model)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def _arms(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    by_name = {arm["name"]: arm for arm in arms}
+    champion, challenger = by_name.get("champion"), by_name.get("challenger")
+    total = sum(arm["weight"] for arm in arms) or 1
+    return {
+        "champion": champion["version"] if champion else None,
+        "challenger": challenger["version"] if challenger else None,
+        "challenger_share": challenger["weight"] / total if challenger else None,
+    }
+
+
+def fleet_counts(store: Store, scope: str = "*") -> dict[str, int]:
+    """Return how many models there are by the outcome of their latest verdict ("none": no verdict)."""
+    counts: dict[str, int] = {}
+    after = ""
+    while page := fleet(store, after=after, limit=PAGE_MAX, scope=scope):
+        for status in page:
+            key = status.outcome or "none"
+            counts[key] = counts.get(key, 0) + 1
+        after = page[-1].model
+    return counts
+
+
+def windows(
+    store: Store,
+    model: str,
+    *,
+    limit: int = 100,
+    before_ms: int | None = None,
+    from_ms: int | None = None,
+) -> list[VerdictPoint]:
+    """Return the latest revision of each window's verdict, newest window first."""
+    verdicts = tables.verdicts
+    query = select(verdicts.c.id, verdicts.c.created_ms, verdicts.c.body).where(
+        verdicts.c.model == model, verdicts.c.latest
+    )
+    if before_ms is not None:
+        query = query.where(verdicts.c.window_start_ms < before_ms)
+    if from_ms is not None:
+        query = query.where(verdicts.c.window_start_ms >= from_ms)
+    query = query.order_by(verdicts.c.window_start_ms.desc()).limit(limit)
+    with store.read() as connection:
+        return [_point(row) for row in connection.execute(query)]
+
+
+def window_history(store: Store, model: str, start_ms: int) -> list[VerdictPoint]:
+    """Return every revision of one window's verdict, first to last; empty for an unknown window."""
+    verdicts = tables.verdicts
+    query = (
+        select(verdicts.c.id, verdicts.c.created_ms, verdicts.c.body)
+        .where(verdicts.c.model == model, verdicts.c.window_start_ms == start_ms)
+        .order_by(verdicts.c.revision)
+    )
+    with store.read() as connection:
+        return [_point(row) for row in connection.execute(query)]
+
+
+def _point(row: Any) -> VerdictPoint:
+    return VerdictPoint(
+        id=row.id,
+        created_ms=row.created_ms,
+        verdict=msgspec.json.decode(row.body, type=Verdict),
+    )
+
+
+class LedgerLine(Struct, frozen=True, kw_only=True):
+    """One partition of one consumer, both its ledgers and whether they balance."""
+
+    consumer: str
+    topic: str
+    partition: int
+    cluster_id: str
+    topic_id: str
+    owner: str | None
+    first_offset: int
+    next_offset: int
+    end_offset: int | None
+    messages: int
+    gaps: int
+    lost: int
+    rows: int
+    labels: int
+    resources: int
+    row_classes: dict[str, int]
+    label_classes: dict[str, int]
+    rejected: dict[str, int]
+    """Rejected and ignored rows, labels and resources by `unit class: reason`."""
+    problems: list[str]
+    """What does not balance; empty when everything does."""
+
+
+def ledger_lines(store: Store, consumer: str | None = None) -> list[LedgerLine]:
+    """Return every partition's ledger, as the CLI, the API and the page show it."""
+    return [_ledger_line(entry) for entry in ledger(store, consumer)]
+
+
+def _ledger_line(entry: PartitionLedger) -> LedgerLine:
+    labels = {**entry.unit("label")}
+    for name, count in entry.placed_labels.items():
+        labels[name] = labels.get(name, 0) + count
+    if entry.waiting_labels:
+        labels["waiting"] = entry.waiting_labels
+    return LedgerLine(
+        consumer=entry.consumer,
+        topic=entry.topic,
+        partition=entry.partition,
+        cluster_id=entry.cluster_id,
+        topic_id=entry.topic_id,
+        owner=entry.owner,
+        first_offset=entry.first_offset,
+        next_offset=entry.next_offset,
+        end_offset=entry.end_offset,
+        messages=entry.messages,
+        gaps=entry.gaps,
+        lost=entry.lost,
+        rows=entry.rows,
+        labels=entry.labels,
+        resources=entry.resources,
+        row_classes=entry.unit("row"),
+        label_classes=labels,
+        rejected={
+            f"{unit} {cls}: {reason}": count
+            for (unit, cls, reason), count in sorted(entry.classes.items())
+            if reason
+        },
+        problems=entry.balance(),
+    )
