@@ -1,0 +1,112 @@
+"""Row samples for reports: per model, hour and partition the rows with the lowest id hashes.
+
+Bottom-k by hash is the same sample whatever the order of arrival, and the sample of several partitions
+is the bottom-k of their union. No personal features and no embeddings ever enter; each body is capped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, delete, select
+
+from trimtab.store.dialect import insert_for
+from trimtab.store.tables import row_samples
+
+HOUR_MS = 3_600_000
+SAMPLE_ROWS = 500
+BODY_BYTES_MAX = 1_000_000
+
+
+class SampleRow(Struct, frozen=True, array_like=True):
+    """One sampled row; `features` leaves out personal ones."""
+
+    hash: int
+    id: str
+    time_ms: int
+    version: str
+    prediction: Any
+    score: float | None
+    latency_ms: float | None
+    features: dict[str, Any]
+
+
+_ROWS = msgspec.msgpack.Decoder(list[SampleRow])
+
+
+def bottom(rows: Sequence[SampleRow], k: int = SAMPLE_ROWS) -> list[SampleRow]:
+    """Return the k rows of lowest hash, one per hash, ascending."""
+    unique = {
+        row.hash: row for row in sorted(rows, key=lambda r: (r.hash, r.time_ms), reverse=True)
+    }
+    return [unique[h] for h in sorted(unique)[:k]]
+
+
+def write_sample(
+    connection: Connection,
+    partition_id: int,
+    model: str,
+    sample_start_ms: int,
+    rows: list[SampleRow],
+) -> None:
+    """Store the sample of one hour of one partition; rows beyond the byte cap are left out."""
+    kept = bottom(rows)
+    body = msgspec.msgpack.encode(kept)
+    while len(body) > BODY_BYTES_MAX and len(kept) > 1:
+        kept = kept[: len(kept) // 2]
+        body = msgspec.msgpack.encode(kept)
+    statement = insert_for(connection, row_samples).values(
+        model=model,
+        sample_start_ms=sample_start_ms,
+        partition_id=partition_id,
+        rows=len(kept),
+        body=body,
+    )
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["model", "sample_start_ms", "partition_id"],
+            set_={"rows": statement.excluded.rows, "body": statement.excluded.body},
+        )
+    )
+
+
+def partition_sample(
+    connection: Connection, partition_id: int, model: str, sample_start_ms: int
+) -> list[SampleRow]:
+    """Return the stored sample of one hour of one partition."""
+    body = connection.scalar(
+        select(row_samples.c.body).where(
+            row_samples.c.model == model,
+            row_samples.c.sample_start_ms == sample_start_ms,
+            row_samples.c.partition_id == partition_id,
+        )
+    )
+    return [] if body is None else _ROWS.decode(body)
+
+
+def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[SampleRow]:
+    """Return the sampled rows with from_ms <= time < to_ms, by time."""
+    hours: dict[int, list[SampleRow]] = {}
+    for start, body in connection.execute(
+        select(row_samples.c.sample_start_ms, row_samples.c.body).where(
+            row_samples.c.model == model,
+            row_samples.c.sample_start_ms > from_ms - HOUR_MS,
+            row_samples.c.sample_start_ms < to_ms,
+        )
+    ):
+        hours.setdefault(start, []).extend(_ROWS.decode(body))
+    rows = [row for start in sorted(hours) for row in bottom(hours[start])]
+    return sorted(
+        (row for row in rows if from_ms <= row.time_ms < to_ms), key=lambda r: (r.time_ms, r.hash)
+    )
+
+
+def expire_samples(connection: Connection, model: str, before_ms: int) -> int:
+    """Delete samples of hours that end before `before_ms` (event time); return how many."""
+    done = connection.execute(
+        delete(row_samples).where(
+            row_samples.c.model == model, row_samples.c.sample_start_ms < before_ms - HOUR_MS
+        )
+    )
+    return done.rowcount
