@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, insert, select, update
 
+from trimtab.contracts.compare import compare
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError, ContractError, NotFoundError
 from trimtab.stats.cuts import ModelCuts
@@ -23,7 +24,7 @@ class Applied(Struct, frozen=True):
 
     revision: int
     difference_lines: list[str]
-    """One line per changed key: `windows.length: "1h" -> "30 min"`."""
+    """For people: one change per line, then what restarts and what goes on (`contracts.compare`)."""
     changed: bool
 
 
@@ -71,7 +72,7 @@ def apply_contract(store: Store, contract: Contract, text: str, by: str, now_ms:
             select(models).where(models.c.name == contract.name).with_for_update()
         ).one()
         before = _row(connection, contract.name, model.contract_revision)
-        lines = difference(before.contract if before else None, contract)
+        lines = list(compare(before.contract if before else None, contract).lines)
         if before is not None and before.digest == digest and model.retired_ms is None:
             return Applied(before.revision, [], changed=False)
         revision = model.contract_revision
@@ -181,32 +182,6 @@ def _contract_row(row: Any) -> ContractRow:
 @lru_cache(maxsize=4_096)  # contracts are immutable, and pollers read them again and again
 def _contract(body: str) -> Contract:
     return msgspec.json.decode(body, type=Contract)
-
-
-def difference(old: Contract | None, new: Contract) -> list[str]:
-    """Return one line per key that differs: `key: old -> new`, in the order of the keys."""
-    before, after = (
-        _leaves(msgspec.to_builtins(old) if old else {}),
-        _leaves(msgspec.to_builtins(new)),
-    )
-    return [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in sorted({**before, **after})
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{path}.{key}" if path else str(key))
-    return leaves
-
-
-def _shown(leaves: dict[str, Any], key: str) -> str:
-    return msgspec.json.encode(leaves[key]).decode() if key in leaves else "(default)"
 
 
 # --- versions -------------------------------------------------------------------------------------

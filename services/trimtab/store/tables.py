@@ -222,7 +222,7 @@ panes = Table(
     Column("first_offset", BigInteger, nullable=False),
     Column("next_offset", BigInteger, nullable=False),
     Column("flush_seq", BigInteger, nullable=False),
-    Index(None, "model", "flush_seq"),
+    Index(None, "model", "partition_id", "flush_seq"),  # the evaluator asks what changed since
 )
 
 resource_panes = Table(
@@ -304,6 +304,7 @@ performance = Table(  # an abelian group per pane: signed counts, written by joi
     Column("predicted_rows", BigInteger, nullable=False),  # rows that a label could join
     Column("state", LargeBinary, nullable=False),
     Column("position", BigInteger, nullable=False),
+    Index(None, "model", "shard", "position"),
 )
 
 # --- verdicts and alerts --------------------------------------------------------------------------

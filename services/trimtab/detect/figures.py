@@ -1,0 +1,391 @@
+"""The figures of a window: a tree of plain values that people, rules and reports read.
+
+None means "cannot be said"; a `reason` beside it says why. Rates are shares between 0 and 1, latencies
+milliseconds, logarithms natural. The tree:
+
+    rows, rows_by_version{v}
+    status{ok, error, timeout, rejected}, error_rate
+    abnormal{request_rate, response_rate, rules{name: {rows, rate}}}
+    latency_ms{rows, mean, p50, p95, p99, max}
+    resources{gauge: {samples, mean, p95, max}}
+    features{name: {kind, rows, missing_rate, type_error_rate, unseen_rate, out_of_range_rate, mean, sd,
+        min, max, p05, p50, p95, shares, ks{d_low, d_high, d, p_value}, psi, psi_raw,
+        chi2{statistic, dof, p_value, cramers_v, total_variation}, js, wasserstein_sd,
+        effect{superiority, sd}, drifted, reason}}
+    prediction{output: as a feature}
+    drift{max_psi, max_psi_feature, drifted_share, drifted[], reason}
+    performance{version: {labelled_rows, predicted_rows, labelled_share, figures{name: {value, n, low,
+        high, interval, reason}}}}
+    judged_version, labels, baseline{id, windows, rows, reason}
+
+"Drifted" is descriptive: a Bonferroni-adjusted p value below DRIFT_ALPHA over all features of the window,
+and a debiased PSI above DRIFT_PSI, so that a large window does not call a trifle drift.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import Baseline
+from trimtab.stats.aggregate import FeatureState, PaneState, ResourceState, describe_feature
+from trimtab.stats.cuts import CategoryCuts, Cuts, ModelCuts
+from trimtab.stats.loghistogram import LogHistogram
+from trimtab.stats.performance import (
+    PerformanceState,
+    classification_figures,
+    regression_figures,
+)
+from trimtab.stats.tests import compare
+from trimtab.windows import abnormal
+
+DRIFT_ALPHA = 0.05
+DRIFT_PSI = 0.1
+"""Folklore's "moderate change"; debiased, it means the same at every window size."""
+
+Figures = dict[str, Any]
+
+_LATENCY = {"p50_latency_ms": "p50", "p95_latency_ms": "p95", "p99_latency_ms": "p99"}
+_GAUGES = {
+    "cpu_percent": ("cpu_percent", "mean"),
+    "memory_bytes": ("memory_bytes", "max"),
+    "disk_percent": ("disk_percent", "max"),
+}
+_PERFORMANCE = {
+    "accuracy": ("accuracy",),
+    "precision": ("precision", "macro_precision"),
+    "recall": ("recall", "macro_recall"),
+    "f1": ("f1", "macro_f1"),
+    "mae": ("mae",),
+    "rmse": ("rmse",),
+}
+_RATES = ("error_rate",)
+_FEATURE_PATHS: dict[str, tuple[str, ...]] = {
+    "missing_rate": ("missing_rate",),
+    "unseen_rate": ("unseen_rate",),
+    "out_of_range_rate": ("out_of_range_rate",),
+    "ks": ("ks", "d"),
+    "ks_p": ("ks", "p_value"),
+    "psi": ("psi",),
+    "chi2_p": ("chi2", "p_value"),
+}
+
+
+class Labelled(Struct, frozen=True):
+    """Joined labels of one version's rows in a window."""
+
+    state: PerformanceState
+    labelled_rows: int
+    predicted_rows: int
+
+
+class Measured(Struct, frozen=True):
+    """One figure as a rule reads it: its value, the rows behind it, and why there is none."""
+
+    value: float | None
+    rows: int
+    reason: str = ""
+
+
+def figures(
+    state: PaneState | None,
+    cuts: ModelCuts | None,
+    baseline: Baseline | None,
+    contract: Contract,
+    performance: Mapping[str, Labelled],
+    *,
+    rows_by_version: Mapping[str, int],
+    resources: ResourceState,
+    judged_version: str | None,
+    answers: PaneState | None = None,
+    compared: Figures | None = None,
+) -> Figures:
+    """Return the tree of a window (see the module's text). `state` is None when it has no rows.
+
+    `compared` is what `comparisons` gave for the same state, cuts and baseline, if already known.
+    Raises IncompatibleCuts when state and baseline were counted under different cuts.
+    """
+    rows = state.rows if state else 0
+    if compared is None:
+        compared = comparisons(state, cuts, baseline, answers)
+    statuses = dict(state.statuses) if state else {}
+    return {
+        "rows": rows,
+        "rows_by_version": dict(sorted(rows_by_version.items())),
+        "status": statuses,
+        "error_rate": 1 - statuses.get("ok", 0) / rows if rows else None,
+        "abnormal": _abnormal(state),
+        "latency_ms": _latency(state.latency_ms if state else LogHistogram()),
+        "resources": {name: _gauge(g) for name, g in sorted(resources.gauges.items())},
+        **compared,
+        "performance": {
+            version: _performance(contract, labelled)
+            for version, labelled in sorted(performance.items())
+        },
+        "judged_version": judged_version,
+        "labels": contract.labels.arrive,
+        "baseline": _baseline(baseline),
+    }
+
+
+def comparisons(
+    state: PaneState | None,
+    cuts: ModelCuts | None,
+    baseline: Baseline | None,
+    answers: PaneState | None = None,
+) -> Figures:
+    """Return the `features`, `prediction` and `drift` parts of the tree: the costly ones.
+
+    Inputs are compared over all versions, outputs are those of `answers`, the judged version's rows
+    (default: `state`), so that a canary's answers do not pass for drift of the champion's.
+    """
+    if state is None or cuts is None:
+        nothing = "no rows" if state is None else "no cuts yet"
+        return {"features": {}, "prediction": {}, "drift": _no_drift(nothing)}
+    answers = answers or state
+    reference = baseline.state if baseline else None
+    features = {
+        name: _feature(
+            feature_cuts,
+            state.features.get(name),
+            reference.features.get(name) if reference else None,
+            has_baseline=reference is not None,
+        )
+        for name, feature_cuts in cuts.feature.items()
+    }
+    outputs = {
+        name: _feature(
+            output_cuts,
+            answers.outputs.get(name),
+            reference.outputs.get(name) if reference else None,
+            has_baseline=reference is not None,
+        )
+        for name, output_cuts in cuts.output.items()
+        if name in answers.outputs
+    }
+    _mark_drifted({**features, **{f"prediction:{k}": v for k, v in outputs.items()}})
+    return {"features": features, "prediction": outputs, "drift": _drift(features)}
+
+
+def _abnormal(state: PaneState | None) -> Figures:
+    rows = state.rows if state else 0
+    counts = dict(state.rules) if state else {}
+    totals = (abnormal.REQUEST, abnormal.RESPONSE)
+    return {
+        "request_rate": counts.get(abnormal.REQUEST, 0) / rows if rows else None,
+        "response_rate": counts.get(abnormal.RESPONSE, 0) / rows if rows else None,
+        "rules": {
+            rule: {"rows": count, "rate": count / rows}
+            for rule, count in sorted(counts.items())
+            if rule not in totals and rows
+        },
+    }
+
+
+def _latency(state: LogHistogram) -> Figures:
+    return {
+        "rows": state.count,
+        "mean": state.mean,
+        "p50": state.quantile(0.50),
+        "p95": state.quantile(0.95),
+        "p99": state.quantile(0.99),
+        "max": state.maximum,
+    }
+
+
+def _gauge(state: LogHistogram) -> Figures:
+    return {
+        "samples": state.count,
+        "mean": state.mean,
+        "p95": state.quantile(0.95),
+        "max": state.maximum,
+    }
+
+
+def _feature(
+    cuts: Cuts,
+    state: FeatureState | None,
+    reference: FeatureState | None,
+    *,
+    has_baseline: bool,
+) -> Figures:
+    kind = "category" if isinstance(cuts, CategoryCuts) else "number"
+    if state is None:
+        return {"kind": kind, "rows": 0, "reason": "not counted in this window"}
+    said = describe_feature(cuts, state)
+    tree: Figures = {
+        "kind": kind,
+        "rows": said.rows,
+        "missing_rate": said.missing_rate,
+        "type_error_rate": said.type_error_rate,
+    }
+    if kind == "category":
+        tree |= {"unseen_rate": said.unseen_rate, "shares": said.shares}
+    else:
+        outside = state.below_min + state.above_max
+        tree |= {
+            "out_of_range_rate": outside / said.rows if said.rows else None,
+            "mean": said.mean,
+            "sd": said.sd,
+            "min": said.minimum,
+            "max": said.maximum,
+            "p05": said.p05,
+            "p50": said.p50,
+            "p95": said.p95,
+        }
+    if reference is None:
+        why = "not in the baseline" if has_baseline else "no baseline yet"
+        return {**tree, "reason": why}
+    return tree | _compared(cuts, state, reference)
+
+
+def _compared(cuts: Cuts, state: FeatureState, reference: FeatureState) -> Figures:
+    found = compare(cuts, state, reference)
+    tree: Figures = {}
+    if found.ks:
+        tree["ks"] = {
+            "d_low": found.ks.d_low,
+            "d_high": found.ks.d_high,
+            "d": found.ks.d,
+            "p_value": found.ks.p_value,
+        }
+    if found.psi:
+        tree |= {"psi": found.psi.psi, "psi_raw": found.psi.raw}
+    if found.chi_square:
+        tree["chi2"] = {
+            "statistic": found.chi_square.statistic,
+            "dof": found.chi_square.degrees_of_freedom,
+            "p_value": found.chi_square.p_value,
+            "cramers_v": found.chi_square.cramers_v,
+            "total_variation": found.chi_square.total_variation,
+        }
+    tree |= {"js": found.jensen_shannon}
+    if not isinstance(cuts, CategoryCuts):
+        tree["wasserstein_sd"] = found.wasserstein
+    if found.effect:
+        tree["effect"] = {
+            "superiority": found.effect.p_greater,
+            "sd": found.effect.sd_equivalents,
+        }
+    if found.psi is None:
+        tree["reason"] = "a side has no values"
+    return tree
+
+
+def _mark_drifted(trees: Mapping[str, Figures]) -> None:
+    """Set `drifted` on every tree that was compared; the trees were made here, just before."""
+    tested = [tree for tree in trees.values() if "psi" in tree]
+    for tree in tested:
+        test = tree.get("ks") or tree["chi2"]
+        adjusted = min(1.0, test["p_value"] * len(tested))
+        tree["drifted"] = adjusted < DRIFT_ALPHA and tree["psi"] > DRIFT_PSI
+
+
+def _drift(features: Mapping[str, Figures]) -> Figures:
+    tested = {name: tree for name, tree in features.items() if "psi" in tree}
+    if not tested:
+        return _no_drift("no baseline yet" if features else "no features")
+    largest = max(tested, key=lambda name: tested[name]["psi"])
+    drifted = [name for name, tree in tested.items() if tree["drifted"]]
+    return {
+        "max_psi": tested[largest]["psi"],
+        "max_psi_feature": largest,
+        "drifted_share": len(drifted) / len(tested),
+        "drifted": drifted,
+    }
+
+
+def _no_drift(reason: str) -> Figures:
+    return {"max_psi": None, "drifted_share": None, "drifted": [], "reason": reason}
+
+
+def _performance(contract: Contract, labelled: Labelled) -> Figures:
+    if contract.task == "regression":
+        found = regression_figures(labelled.state)
+    else:
+        found = classification_figures(labelled.state, contract.prediction.positive)
+    predicted = labelled.predicted_rows
+    return {
+        "labelled_rows": labelled.labelled_rows,
+        "predicted_rows": predicted,
+        "labelled_share": labelled.labelled_rows / predicted if predicted else None,
+        "figures": {name: msgspec.to_builtins(figure) for name, figure in found.items()},
+    }
+
+
+def _baseline(baseline: Baseline | None) -> Figures:
+    if baseline is None:
+        return {"id": None, "windows": 0, "rows": 0, "reason": "no baseline yet"}
+    said = {"id": baseline.id, "windows": baseline.windows, "rows": baseline.state.rows}
+    return said if baseline.complete else {**said, "reason": baseline.progress}
+
+
+# --- one figure, as a rule reads it -----------------------------------------------------------------
+
+
+def figure_value(tree: Figures, name: str, feature: str | None = None) -> float | None:
+    """Return the figure that a rule names; None where it cannot be said (see `measure`)."""
+    return measure(tree, name, feature).value
+
+
+def measure(tree: Figures, name: str, feature: str | None = None) -> Measured:
+    """Return a figure with the rows behind it. `name` is one of `contracts.rules.FIGURES`.
+
+    Effect: of a number, the absolute shift in sd-equivalents; of a category, the total variation.
+    """
+    rows = tree["rows"]
+    if name == "rows":
+        return Measured(float(rows), rows)
+    if name in _RATES:
+        return _measured(tree[name], rows, "no rows")
+    if name in ("abnormal_request_rate", "abnormal_response_rate"):
+        return _measured(tree["abnormal"][name.removeprefix("abnormal_")], rows, "no rows")
+    if name in _LATENCY:
+        latency = tree["latency_ms"]
+        return _measured(latency[_LATENCY[name]], latency["rows"], "no latencies")
+    if name in _GAUGES:
+        gauge, which = _GAUGES[name]
+        found = tree["resources"].get(gauge, {})
+        return _measured(found.get(which), found.get("samples", 0), f"no samples of {gauge}")
+    if name in _PERFORMANCE:
+        return _measure_performance(tree, name)
+    if name in ("max_psi", "drifted_share"):
+        drift = tree["drift"]
+        return _measured(drift[name], rows, drift.get("reason", ""))
+    return _measure_feature(tree, name, feature or "")
+
+
+def _measure_performance(tree: Figures, name: str) -> Measured:
+    version = tree["judged_version"]
+    found = tree["performance"].get(version)
+    if found is None:
+        return Measured(None, 0, "no labelled rows")
+    for key in _PERFORMANCE[name]:
+        if key in found["figures"]:
+            figure = found["figures"][key]
+            reason = figure.get("reason", "")
+            return Measured(figure["value"], found["labelled_rows"], reason or "")
+    return Measured(None, found["labelled_rows"], f"{name} is not defined for this task")
+
+
+def _measure_feature(tree: Figures, name: str, feature: str) -> Measured:
+    found = tree["features"].get(feature)
+    if found is None:
+        found = tree["prediction"].get(feature, {"rows": 0, "reason": "no such feature counted"})
+    if name == "effect":
+        if found.get("kind") == "category":
+            value = found.get("chi2", {}).get("total_variation")
+        else:
+            value = found.get("effect", {}).get("sd")
+        value = None if value is None else abs(value)
+    else:
+        value = found
+        for key in _FEATURE_PATHS[name]:
+            value = value.get(key) if isinstance(value, dict) else None
+    return _measured(value, found["rows"], found.get("reason", "not measured"))
+
+
+def _measured(value: float | None, rows: int, reason: str) -> Measured:
+    return Measured(value, rows, "" if value is not None else reason)

@@ -1,0 +1,164 @@
+"""The user's rules over figures: M of the last N windows, with minimum samples.
+
+A rule is *met* in a window when its comparison holds there, and *alarms* when it is met in M of the
+last N windows, this one included. A window in which the figure could not be judged (too few rows, no
+labels, undefined) counts as not met, and gives `cannot_tell` for itself. `warning` is a rule met now,
+but not M times yet. Flags of a window: True met, False judged and not met, None not judged.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from trimtab.contracts.model import Contract
+from trimtab.contracts.rules import FIGURES, Rule, parse_rule
+from trimtab.detect.figures import Figures, Measured, measure
+from trimtab.errors import ContractError
+from trimtab.records import Finding, Kind, Outcome, Reason
+
+LEAST_GAUGE_SAMPLES = 1
+"""Resources are sampled seldom; a rule on them needs one sample unless it says `min_rows`."""
+_GAUGE_FIGURES = frozenset({"cpu_percent", "memory_bytes", "disk_percent"})
+
+
+class PriorWindow(Struct, frozen=True):
+    """What an earlier window's latest verdict remembers, by the rule's text."""
+
+    window_start_ms: int
+    flags: dict[str, bool | None] = {}
+    onsets: dict[str, int] = {}
+    """Onset of each rule that was in alarm there."""
+
+
+def rules_of(contract: Contract) -> list[Rule]:
+    """Return the parsed rules of a contract. Raises ContractError."""
+    return [parse_rule(text) for text in contract.alarms.rules]
+
+
+def longest_memory(rules: Sequence[Rule]) -> int:
+    """Return how many windows before this one any rule looks at: the largest N, less one."""
+    return max((rule.n for rule in rules), default=1) - 1
+
+
+def flag_of(finding: Finding) -> bool | None:
+    """Return whether a rule was met in its own window, from the finding; None when it was not judged."""
+    if finding.rule is None or finding.value is None:
+        return None
+    if finding.outcome is Outcome.CANNOT_TELL or finding.reason is Reason.NOT_APPLICABLE:
+        return None
+    try:
+        return parse_rule(finding.rule).met(finding.value)
+    except ContractError:  # a rule of a release that knew more figures
+        return None
+
+
+def judge_rules(
+    rules: Sequence[Rule],
+    tree: Figures,
+    prior: Sequence[PriorWindow],
+    contract: Contract,
+    window_start_ms: int,
+    *,
+    labels_due: bool,
+    has_rows: bool,
+    calibrating: str | None,
+) -> list[Finding]:
+    """Return one finding per rule, in the rules' order.
+
+    `prior` are earlier windows, oldest first; only those within the rule's N count. `labels_due` says
+    that the contract's promise of labels has run out for this window; `calibrating` is the progress of
+    a baseline that has not begun to compare.
+    """
+    context = _Context(tree, contract, window_start_ms, labels_due, has_rows, calibrating)
+    return [_judge(rule, prior, context) for rule in rules]
+
+
+class _Context(Struct, frozen=True):
+    tree: Figures
+    contract: Contract
+    window_start_ms: int
+    labels_due: bool
+    has_rows: bool
+    calibrating: str | None
+
+
+def _judge(rule: Rule, prior: Sequence[PriorWindow], context: _Context) -> Finding:
+    found = measure(context.tree, rule.figure, rule.feature)
+    length_ms = context.contract.windows.length_ms
+    first_ms = context.window_start_ms - (rule.n - 1) * length_ms
+    window = [p for p in prior if first_ms <= p.window_start_ms < context.window_start_ms]
+    met_at = [p.window_start_ms for p in window if p.flags.get(rule.text)]
+    said: dict[str, Any] = {
+        "kind": Kind(rule.kind.value),
+        "figure": f"{rule.figure}({rule.feature})" if rule.feature else rule.figure,
+        "value": found.value,
+        "threshold": rule.threshold,
+        "rule": rule.text,
+        "needed": rule.m,
+        "of": rule.n,
+        "rows": found.rows,
+    }
+    unjudged = _why_not(rule, found, context)
+    if unjudged is not None:
+        outcome, reason, detail = unjudged
+        return Finding(outcome=outcome, reason=reason, detail=detail, breached=len(met_at), **said)
+    assert found.value is not None  # `_why_not` has seen to it
+    now = rule.met(found.value)
+    if now:
+        met_at.append(context.window_start_ms)
+    said["breached"] = len(met_at)
+    if len(met_at) >= rule.m:
+        onsets = [p.onsets[rule.text] for p in window if rule.text in p.onsets]
+        onset_ms = min([*onsets, *met_at])
+        return Finding(
+            outcome=Outcome.ALARM, reason=Reason.RULE_BREACHED, onset_ms=onset_ms, **said
+        )
+    if now:
+        return Finding(
+            outcome=Outcome.WARNING,
+            reason=Reason.RULE_BREACHED_ONCE,
+            onset_ms=met_at[0],
+            detail=f"met in {len(met_at)} of the last {rule.n} windows, {rule.m} are needed",
+            **said,
+        )
+    return Finding(outcome=Outcome.OK, reason=Reason.WITHIN_LIMITS, **said)
+
+
+def _why_not(rule: Rule, found: Measured, context: _Context) -> tuple[Outcome, Reason, str] | None:
+    """Why this window cannot be judged by the rule; None when it can."""
+    if rule.figure == "rows":
+        return None  # no row at all is a number of rows, too
+    if not context.has_rows:
+        return Outcome.CANNOT_TELL, Reason.NO_DATA, "no rows in this window"
+    performance = FIGURES[rule.figure].kind.value == Kind.PERFORMANCE.value
+    if performance:
+        horizon = context.contract.labels.horizon_ms
+        if horizon is None and found.rows == 0:
+            return Outcome.OK, Reason.NOT_APPLICABLE, "the contract promises no labels"
+    needed = _least_rows(rule, context.contract)
+    if found.rows < needed:
+        if performance and not context.labels_due:
+            detail = f"{found.rows} of {needed} labelled rows so far"
+            return Outcome.CANNOT_TELL, Reason.WAITING_FOR_LABELS, detail
+        reason = Reason.TOO_FEW_ROWS
+        if performance:
+            detail = (
+                f"{found.rows} of {needed} labelled rows came, "
+                f"promised {context.contract.labels.arrive}"
+            )
+        else:
+            detail = f"{found.rows} rows, {needed} are needed"
+        return Outcome.CANNOT_TELL, reason, detail
+    if found.value is None:
+        compared = rule.kind.value in (Kind.INPUT.value, Kind.PREDICTION.value)
+        if compared and context.calibrating is not None:
+            return Outcome.CANNOT_TELL, Reason.CALIBRATING, context.calibrating
+        return Outcome.CANNOT_TELL, Reason.UNDEFINED, found.reason
+    return None
+
+
+def _least_rows(rule: Rule, contract: Contract) -> int:
+    if rule.min_rows is not None:
+        return rule.min_rows
+    return LEAST_GAUGE_SAMPLES if rule.figure in _GAUGE_FIGURES else contract.windows.min_rows

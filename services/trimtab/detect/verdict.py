@@ -1,0 +1,329 @@
+"""From the inputs of one closed window to its verdict. The same inputs always give the same bytes.
+
+The overall outcome is the worst finding's (`Outcome.severity`), with one exception: a finding that only
+waits (`waiting_for_labels`, `calibrating`) does not hide what another rule or the detector judged `ok`.
+Volume alone is no such judgement: a model that nothing has judged is not green.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct, field
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import Baseline
+from trimtab.detect.figures import Figures, Labelled, figures
+from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
+from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
+from trimtab.stats.aggregate import PaneState, ResourceState
+from trimtab.stats.cuts import ModelCuts
+
+Json = dict[str, Any]
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+_WAITING = frozenset({Reason.WAITING_FOR_LABELS, Reason.CALIBRATING})
+_KIND_ORDER = (
+    Kind.DATA_QUALITY,
+    Kind.PERFORMANCE,
+    Kind.PREDICTION,
+    Kind.INPUT,
+    Kind.RESOURCES,
+    Kind.VOLUME,
+)
+"""Which of two equally bad findings gives the verdict its kind: a broken feed explains the rest."""
+
+
+class WindowInputs(Struct, frozen=True, kw_only=True):
+    """Everything a verdict depends on. Nothing else may."""
+
+    contract: Contract
+    contract_revision: int
+    code_version: str
+    window_start_ms: int
+    window_end_ms: int
+    revision: int
+    state: PaneState | None
+    """Merged over versions, arms and partitions; None without rows."""
+    by_version: Mapping[str, PaneState] = {}
+    performance: Mapping[str, Labelled] = {}
+    resources: ResourceState = ResourceState()
+    cuts: ModelCuts | None = None
+    baseline: Baseline | None = None
+    judged_version: str | None = None
+    """The version whose quality and answers are judged: the champion."""
+    labels_due: bool = False
+    """The contract's promise of labels has run out for this window."""
+    prior: Sequence[PriorWindow] = ()
+    """Rule memory: the latest verdicts of earlier windows, oldest first."""
+    detector_state: Json = field(default_factory=dict)
+    offsets: Sequence[tuple[str, int, int, int]] = ()
+    panes: int = 0
+    lost: int = 0
+    """Messages known to be lost in the offset ranges above."""
+    stalled: str | None = None
+    """Why the window is judged although a partition holds its watermark."""
+    changed: str | None = None
+
+
+class Detector(Protocol):
+    """The seat of the self-calibrating detector; none is installed yet.
+
+    It keeps its state as JSON. A state is a function of the windows before, so that a late row replays
+    from the snapshot in an earlier verdict's evidence. Its findings have `rule=None`.
+    """
+
+    def update(self, state: Json, window: WindowInputs) -> tuple[Json, list[Finding]]:
+        """Return the state after this window, and what it says about it."""
+        ...
+
+
+def evaluate(
+    inputs: WindowInputs, detector: Detector | None = None, compared: Figures | None = None
+) -> Verdict:
+    """Return the verdict of a window. `compared` may bring known `figures.comparisons` of its state.
+
+    Raises ContractError for a rule that cannot be read, IncompatibleCuts for states under other cuts.
+    """
+    contract = inputs.contract
+    tree = figures(
+        inputs.state,
+        inputs.cuts,
+        inputs.baseline,
+        contract,
+        inputs.performance,
+        rows_by_version={v: s.rows for v, s in inputs.by_version.items()},
+        resources=inputs.resources,
+        judged_version=inputs.judged_version,
+        answers=inputs.by_version.get(inputs.judged_version or ""),
+        compared=compared,
+    )
+    findings = [*_volume(inputs), *_calibration(inputs)]
+    if inputs.stalled is None and not inputs.lost:
+        findings += judge_rules(
+            rules_of(contract),
+            tree,
+            inputs.prior,
+            contract,
+            inputs.window_start_ms,
+            labels_due=inputs.labels_due,
+            has_rows=tree["rows"] > 0,
+            calibrating=_calibrating(inputs),
+        )
+    else:
+        findings += [_unjudged(rule.text, rule, inputs) for rule in rules_of(contract)]
+    detector_state: Json = inputs.detector_state
+    if detector is not None:
+        detector_state, said = detector.update(inputs.detector_state, inputs)
+        findings += said
+    worst = overall(findings, inputs)
+    return Verdict(
+        model=contract.name,
+        window_start_ms=inputs.window_start_ms,
+        window_end_ms=inputs.window_end_ms,
+        revision=inputs.revision,
+        outcome=worst.outcome,
+        kind=None if worst.outcome is Outcome.OK else worst.kind,
+        reason=worst.reason,
+        summary=summary(worst, findings, tree["rows"]),
+        findings=findings,
+        figures=tree,
+        evidence=Evidence(
+            input_digest=input_digest(inputs),
+            cuts_id=inputs.cuts.cuts_id if inputs.cuts else None,
+            baseline_id=inputs.baseline.id if inputs.baseline else None,
+            contract_revision=inputs.contract_revision,
+            code_version=inputs.code_version,
+            offsets=list(inputs.offsets),
+            panes=inputs.panes,
+            prior=_prior(inputs, detector_state),
+        ),
+        changed=inputs.changed,
+    )
+
+
+def encode(verdict: Verdict) -> bytes:
+    """Return a verdict as canonical JSON: equal verdicts, equal bytes."""
+    return _ENCODER.encode(verdict)
+
+
+def verify(stored: Verdict, recomputed: Verdict) -> list[str]:
+    """Compare a stored verdict with one recomputed from the same inputs; name the parts that differ.
+
+    An empty list means equal bytes.
+    """
+    if encode(stored) == encode(recomputed):
+        return []
+    before, after = msgspec.to_builtins(stored), msgspec.to_builtins(recomputed)
+    return sorted(
+        key
+        for key in {**before, **after}
+        if _ENCODER.encode(before.get(key)) != _ENCODER.encode(after.get(key))
+    )
+
+
+# --- digest -----------------------------------------------------------------------------------------
+
+
+def input_digest(inputs: WindowInputs) -> str:
+    """Return the SHA-256 over everything the verdict depends on, but its revision number."""
+    parts: dict[str, Any] = {
+        "window": [inputs.contract.name, inputs.window_start_ms, inputs.window_end_ms],
+        "contract": inputs.contract_revision,
+        "code": inputs.code_version,
+        "state": _sha(inputs.state.to_bytes()) if inputs.state else None,
+        "versions": {v: _sha(s.to_bytes()) for v, s in sorted(inputs.by_version.items())},
+        "performance": {
+            version: [_sha(joined.state.to_bytes()), joined.labelled_rows, joined.predicted_rows]
+            for version, joined in sorted(inputs.performance.items())
+        },
+        "resources": _sha(inputs.resources.to_bytes()),
+        "cuts": inputs.cuts.cuts_id if inputs.cuts else None,
+        "prior": _prior(inputs, inputs.detector_state),
+        "lost": inputs.lost,
+        "stalled": inputs.stalled,
+    }
+    return hashlib.sha256(_ENCODER.encode(parts)).hexdigest()
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _prior(inputs: WindowInputs, detector_state: Json) -> Json:
+    baseline = inputs.baseline
+    said: Json = {
+        "judged_version": inputs.judged_version,
+        "labels_due": inputs.labels_due,
+        "baseline": [baseline.id, baseline.windows, baseline.wanted] if baseline else None,
+        "windows": msgspec.to_builtins(list(inputs.prior)),
+    }
+    return {**said, "detector": detector_state} if detector_state else said
+
+
+# --- findings that need no rule ---------------------------------------------------------------------
+
+
+def _volume(inputs: WindowInputs) -> list[Finding]:
+    rows = inputs.state.rows if inputs.state else 0
+    least = inputs.contract.windows.min_rows
+
+    def said(kind: Kind, outcome: Outcome, reason: Reason, detail: str) -> list[Finding]:
+        return [
+            Finding(
+                kind=kind,
+                outcome=outcome,
+                reason=reason,
+                figure="rows",
+                value=float(rows),
+                threshold=float(least),
+                rows=rows,
+                detail=detail,
+            )
+        ]
+
+    cannot = Outcome.CANNOT_TELL
+    if inputs.stalled is not None:
+        return said(Kind.VOLUME, cannot, Reason.STALLED, inputs.stalled)
+    if inputs.lost:
+        detail = f"{inputs.lost} messages of this window were lost before they were read"
+        return said(Kind.DATA_QUALITY, cannot, Reason.LOST_MESSAGES, detail)
+    if rows == 0:
+        return said(Kind.VOLUME, cannot, Reason.NO_DATA, "no row came for this window")
+    if rows < least:
+        detail = f"{rows} rows, the contract asks for {least}"
+        return said(Kind.VOLUME, cannot, Reason.TOO_FEW_ROWS, detail)
+    return said(Kind.VOLUME, Outcome.OK, Reason.WITHIN_LIMITS, "")
+
+
+def _calibrating(inputs: WindowInputs) -> str | None:
+    """Progress of the baseline while it is gathered; None when it is complete."""
+    if inputs.baseline is None:
+        return f"calibrating: 0 of {inputs.contract.reference.windows} windows"
+    return None if inputs.baseline.complete else inputs.baseline.progress
+
+
+def _calibration(inputs: WindowInputs) -> list[Finding]:
+    progress = _calibrating(inputs)
+    if progress is None:
+        return []
+    return [
+        Finding(
+            kind=Kind.INPUT,
+            outcome=Outcome.CANNOT_TELL,
+            reason=Reason.CALIBRATING,
+            figure="baseline",
+            value=float(inputs.baseline.windows) if inputs.baseline else 0.0,
+            threshold=float(inputs.contract.reference.windows),
+            detail=progress,
+        )
+    ]
+
+
+def _unjudged(text: str, rule: Any, inputs: WindowInputs) -> Finding:
+    reason = Reason.STALLED if inputs.stalled is not None else Reason.LOST_MESSAGES
+    return Finding(
+        kind=Kind(rule.kind.value),
+        outcome=Outcome.CANNOT_TELL,
+        reason=reason,
+        figure=f"{rule.figure}({rule.feature})" if rule.feature else rule.figure,
+        threshold=rule.threshold,
+        rule=text,
+        needed=rule.m,
+        of=rule.n,
+    )
+
+
+# --- overall ----------------------------------------------------------------------------------------
+
+
+def overall(findings: Sequence[Finding], inputs: WindowInputs) -> Finding:
+    """Return the finding that speaks for the window (see the module's text)."""
+    judged_ok = [
+        f
+        for f in findings
+        if f.outcome is Outcome.OK
+        and f.reason is not Reason.NOT_APPLICABLE
+        and f.figure != "rows"  # volume alone judges nothing
+    ]
+    counted = [
+        f
+        for f in findings
+        if not (judged_ok and f.reason in _WAITING and f.outcome is Outcome.CANNOT_TELL)
+    ]
+    worst = max(counted, key=lambda f: (f.outcome.severity, -_KIND_ORDER.index(f.kind)))
+    if worst.outcome is not Outcome.OK:
+        return worst
+    if judged_ok:
+        return judged_ok[0]
+    return Finding(
+        kind=Kind.VOLUME,
+        outcome=Outcome.OK,
+        reason=Reason.NOT_APPLICABLE,
+        figure="rows",
+        rows=inputs.state.rows if inputs.state else 0,
+    )
+
+
+def summary(worst: Finding, findings: Sequence[Finding], rows: int) -> str:
+    """Return one plain sentence about the window."""
+    if worst.outcome is Outcome.OK:
+        if worst.reason is Reason.NOT_APPLICABLE:
+            return f"{rows} rows came; no rule is set and no detector is installed to judge them."
+        judged = sum(f.rule is not None and flag_of(f) is not None for f in findings)
+        rules = "the rule is" if judged == 1 else f"all {judged} rules are"
+        waiting = sum(f.reason in _WAITING for f in findings)
+        rest = f"; {waiting} more cannot be told yet" if waiting else ""
+        return f"Over {rows} rows {rules} within limits{rest}."
+    if worst.outcome is Outcome.CANNOT_TELL:
+        return f"Cannot tell ({worst.reason}): {worst.detail or worst.figure}."
+    others = sum(f.outcome is worst.outcome for f in findings) - 1
+    more = f" (and {others} more)" if others else ""
+    value = "?" if worst.value is None else f"{worst.value:.4g}"
+    if worst.rule is None:
+        return f"{worst.outcome.capitalize()}: {worst.detail or worst.figure}{more}."
+    return (
+        f"{worst.outcome.capitalize()}: {worst.figure} is {value}; `{worst.rule}` was met in "
+        f"{worst.breached} of the last {worst.of} windows{more}."
+    )

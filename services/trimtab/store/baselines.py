@@ -1,0 +1,469 @@
+"""Baselines: numbered, immutable reference counts under given cuts; one of a model is active.
+
+From a file (`fit_from_file`, atomic: cuts and baseline or nothing), from traffic (the evaluator gathers
+the first windows in a draft, which becomes a baseline when it holds as many as the contract wants), and
+by re-basing on stored windows (`rebase`). Going back is `restore`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import merge_states, usable
+from trimtab.errors import NotFoundError, TrimtabError
+from trimtab.stats.aggregate import PaneState
+from trimtab.stats.cuts import (
+    Cuts,
+    ModelCuts,
+    build_category_cuts,
+    build_numeric_cuts,
+    model_cuts,
+    numeric_column,
+)
+from trimtab.store.engine import Store
+from trimtab.store.models import active_cuts, load_contracts, save_cuts
+from trimtab.store.reference_file import (
+    observe_reference,
+    read_reference,
+    reference_performance,
+)
+from trimtab.store.tables import baseline_windows, baselines, contracts, models
+from trimtab.windows.panes import start_of
+
+DRAFT = "traffic, calibrating"
+"""Source of the one mutable row a model may have: the baseline that traffic is still filling."""
+LEAST_WINDOWS = 12
+"""Fewer windows than this tell too little about the spread of windows to re-base on."""
+
+
+class BaselineRow(Struct, frozen=True, kw_only=True):
+    """One baseline. `number` counts from 1 within the model; 0 is the draft."""
+
+    id: int
+    model: str
+    number: int
+    cuts_id: str
+    state: PaneState
+    windows: int
+    rows: int
+    from_ms: int | None
+    to_ms: int | None
+    source: str
+    notes: dict[str, Any]
+    active: bool
+    created_ms: int
+
+
+def active_baseline(source: Store | Connection, model: str) -> BaselineRow | None:
+    """Return the baseline that new windows are compared with; None while there is none."""
+    found = _select(source, (baselines.c.model == model) & baselines.c.active)
+    return found[0] if found else None
+
+
+def active_baseline_id(connection: Connection, model: str) -> int | None:
+    """Return the active baseline's id without its state."""
+    found: int | None = connection.scalar(
+        select(baselines.c.id).where(baselines.c.model == model, baselines.c.active)
+    )
+    return found
+
+
+def baseline(source: Store | Connection, baseline_id: int) -> BaselineRow:
+    """Return one baseline. Raises NotFoundError."""
+    found = _select(source, baselines.c.id == baseline_id)
+    if not found:
+        raise NotFoundError(
+            f"There is no baseline {baseline_id}. `trimtab baseline list MODEL` names them."
+        )
+    return found[0]
+
+
+def baselines_of(source: Store | Connection, model: str) -> list[BaselineRow]:
+    """Return a model's baselines, oldest first; the draft (number 0), if any, among them."""
+    return _select(source, baselines.c.model == model)
+
+
+def windows_of(connection: Connection, baseline_id: int) -> list[tuple[int, PaneState]]:
+    """Return (window start in ms, counts) of the windows that a baseline was made of, oldest first."""
+    rows = connection.execute(
+        select(baseline_windows.c.window_start_ms, baseline_windows.c.state)
+        .where(baseline_windows.c.baseline_id == baseline_id)
+        .order_by(baseline_windows.c.window_start_ms)
+    ).all()
+    return [(row.window_start_ms, PaneState.from_bytes(bytes(row.state))) for row in rows]
+
+
+def _select(source: Store | Connection, condition: Any) -> list[BaselineRow]:
+    query = select(baselines).where(condition).order_by(baselines.c.id)
+    if isinstance(source, Connection):
+        return [_row(row) for row in source.execute(query).mappings()]
+    with source.read() as connection:
+        return [_row(row) for row in connection.execute(query).mappings()]
+
+
+def _row(row: Any) -> BaselineRow:
+    rest = {key: row[key] for key in row if key not in ("state", "body")}
+    return BaselineRow(
+        **rest, state=_state(bytes(row["state"])), notes=msgspec.json.decode(row["body"])
+    )
+
+
+@lru_cache(maxsize=64)  # immutable, asked for at every evaluation, and about 70 features long
+def _state(body: bytes) -> PaneState:
+    return PaneState.from_bytes(body)
+
+
+# --- cuts -------------------------------------------------------------------------------------------
+
+
+def build_cuts(
+    contract: Contract,
+    features: Mapping[str, Sequence[object]],
+    prediction: Sequence[object] | None = None,
+    score: Sequence[object] | None = None,
+) -> ModelCuts:
+    """Choose the cuts of a model from reference columns of decoded JSON values, each of n rows.
+
+    A feature without a column gets cuts of one bin. Predictions of a classifier are categories (the
+    declared classes, else those seen), of a regression numbers; scores are numbers.
+    """
+    named: list[tuple[str, Cuts]] = []
+    for name, feature in contract.features.items():
+        values = features.get(name, ())
+        if feature.kind == "category":
+            named.append((name, build_category_cuts(values, feature.values or None)))
+        else:
+            named.append((name, build_numeric_cuts(numeric_column(values)[0])))
+    outputs: list[tuple[str, Cuts]] = []
+    if prediction is not None and any(value is not None for value in prediction):
+        if contract.task == "regression":
+            outputs.append(("prediction", build_numeric_cuts(numeric_column(prediction)[0])))
+        else:
+            classes = contract.prediction.classes or None
+            outputs.append(("prediction", build_category_cuts(prediction, classes)))
+    if score is not None and any(value is not None for value in score):
+        outputs.append(("score", build_numeric_cuts(numeric_column(score)[0])))
+    return model_cuts(named, outputs)
+
+
+def cuts_from_rows(
+    connection: Connection,
+    model: str,
+    columns: Mapping[str, Sequence[object]],
+    now_ms: int,
+    *,
+    prediction: Sequence[object] | None = None,
+    score: Sequence[object] | None = None,
+) -> ModelCuts:
+    """Make the model's cuts from the first rows of its traffic, inside the caller's transaction.
+
+    `columns` are the features' values by name, `prediction` and `score` what the model answered.
+    """
+    built = build_cuts(_contract(connection, model), columns, prediction, score)
+    save_cuts(connection, model, built, "traffic", now_ms)
+    return built
+
+
+def _contract(connection: Connection, model: str) -> Contract:
+    body = connection.scalar(
+        select(contracts.c.body)
+        .join(
+            models,
+            (models.c.name == contracts.c.model)
+            & (models.c.contract_revision == contracts.c.revision),
+        )
+        .where(models.c.name == model)
+    )
+    if body is None:
+        raise NotFoundError(f"There is no model {model!r}. `trimtab model apply FILE` adds it.")
+    return msgspec.json.decode(body, type=Contract)
+
+
+# --- making baselines -------------------------------------------------------------------------------
+
+
+def add_baseline(
+    connection: Connection,
+    model: str,
+    windows: Sequence[tuple[int, PaneState]],
+    length_ms: int,
+    source: str,
+    notes: Mapping[str, Any],
+    now_ms: int,
+    *,
+    dated: bool = True,
+) -> int:
+    """Insert a baseline of these windows and make it the active one; return its id.
+
+    `dated` is false when the windows' starts mean nothing (a file without a time column).
+    """
+    merged = merge_states(state for _, state in windows)
+    if merged is None:
+        raise TrimtabError("A baseline needs at least one window with rows; give a longer range.")
+    number = connection.scalar(
+        select(func.coalesce(func.max(baselines.c.number), 0) + 1).where(baselines.c.model == model)
+    )
+    baseline_id = connection.execute(
+        insert(baselines)
+        .values(
+            model=model,
+            number=number,
+            cuts_id=merged.cuts_id,
+            state=merged.to_bytes(),
+            windows=len(windows),
+            rows=merged.rows,
+            from_ms=min(start for start, _ in windows) if dated else None,
+            to_ms=max(start for start, _ in windows) + length_ms if dated else None,
+            source=source,
+            body=msgspec.json.encode(dict(notes)).decode(),
+            active=False,
+            created_ms=now_ms,
+        )
+        .returning(baselines.c.id)
+    ).scalar_one()
+    connection.execute(
+        insert(baseline_windows),
+        [
+            {
+                "baseline_id": baseline_id,
+                "window_start_ms": start,
+                "state": state.to_bytes(),
+                "rows": state.rows,
+            }
+            for start, state in windows
+        ],
+    )
+    restore(connection, model, int(baseline_id))
+    return int(baseline_id)
+
+
+def restore(connection: Connection, model: str, baseline_id: int) -> None:
+    """Make an earlier baseline the active one again. Raises NotFoundError when it is not the model's."""
+    connection.execute(
+        update(baselines)
+        .where(baselines.c.model == model, baselines.c.active, baselines.c.id != baseline_id)
+        .values(active=False)
+    )
+    done = connection.execute(
+        update(baselines)
+        .where(
+            baselines.c.model == model, baselines.c.id == baseline_id, baselines.c.source != DRAFT
+        )
+        .values(active=True)
+    )
+    if not done.rowcount:
+        raise NotFoundError(
+            f"{model!r} has no baseline {baseline_id}. `trimtab baseline list {model}` names them."
+        )
+
+
+def rebase(
+    store: Store,
+    model: str,
+    from_ms: int,
+    to_ms: int,
+    source: str,
+    now_ms: int,
+    *,
+    least_windows: int = LEAST_WINDOWS,
+) -> int:
+    """Make a baseline of the stored windows in [from_ms, to_ms) under the active cuts; return its id.
+
+    A source that names its cause, such as "promotion:ROLLOUT", gives one baseline however often it is
+    asked for. Raises TrimtabError when fewer than `least_windows` windows hold rows.
+    """
+    with store.write() as connection:
+        if ":" in source:
+            known = connection.scalar(
+                select(baselines.c.id).where(
+                    baselines.c.model == model, baselines.c.source == source
+                )
+            )
+            if known is not None:
+                restore(connection, model, int(known))
+                return int(known)
+        contract = _contract(connection, model)
+        windows = _stored_windows(connection, model, contract, from_ms, to_ms)
+        if len(windows) < least_windows:
+            raise TrimtabError(
+                f"{len(windows)} stored windows of {model!r} hold enough rows in this range, and a "
+                f"new baseline needs {least_windows}. Wait, or choose a longer range."
+            )
+        notes = {"provisional": len(windows) < contract.reference.windows}
+        return add_baseline(
+            connection, model, windows, contract.windows.length_ms, source, notes, now_ms
+        )
+
+
+def _stored_windows(
+    connection: Connection, model: str, contract: Contract, from_ms: int, to_ms: int
+) -> list[tuple[int, PaneState]]:
+    from trimtab.store.panes import window_state
+
+    cuts = active_cuts(connection, model)
+    length_ms = contract.windows.length_ms
+    windows = []
+    for start_ms in range(start_of(from_ms + length_ms - 1, length_ms), to_ms, length_ms):
+        if start_ms + length_ms > to_ms:
+            break
+        found = window_state(connection, model, start_ms, start_ms + length_ms)
+        state = found.state
+        if state is None or cuts is None or state.cuts_id != cuts.cuts_id:
+            continue
+        if usable(state, contract.windows.min_rows):
+            windows.append((start_ms, state))
+    return windows
+
+
+# --- from traffic -----------------------------------------------------------------------------------
+
+
+def draft(connection: Connection, model: str, cuts_id: str) -> BaselineRow | None:
+    """Return the baseline that traffic is still filling under these cuts."""
+    found = _select(
+        connection,
+        (baselines.c.model == model)
+        & (baselines.c.source == DRAFT)
+        & (baselines.c.cuts_id == cuts_id),
+    )
+    return found[0] if found else None
+
+
+def extend_draft(
+    connection: Connection,
+    model: str,
+    windows: Sequence[tuple[int, PaneState]],
+    wanted: int,
+    length_ms: int,
+    now_ms: int,
+) -> int | None:
+    """Add closed windows to the draft; the id of the finished baseline when it has `wanted` of them.
+
+    Windows of other cuts than the draft's start a new one; further windows than wanted are left out.
+    """
+    for start_ms, state in windows:
+        row = draft(connection, model, state.cuts_id) or _new_draft(
+            connection, model, state.cuts_id, now_ms
+        )
+        if row.windows >= wanted or (row.to_ms is not None and start_ms < row.to_ms):
+            continue
+        connection.execute(
+            insert(baseline_windows).values(
+                baseline_id=row.id,
+                window_start_ms=start_ms,
+                state=state.to_bytes(),
+                rows=state.rows,
+            )
+        )
+        merged = row.state.merge(state)
+        connection.execute(
+            update(baselines)
+            .where(baselines.c.id == row.id)
+            .values(
+                state=merged.to_bytes(),
+                windows=row.windows + 1,
+                rows=merged.rows,
+                from_ms=start_ms if row.from_ms is None else row.from_ms,
+                to_ms=start_ms + length_ms,
+            )
+        )
+        if row.windows + 1 >= wanted:
+            _finish_draft(connection, model, row.id)
+            return row.id
+    return None
+
+
+def _new_draft(connection: Connection, model: str, cuts_id: str, now_ms: int) -> BaselineRow:
+    """Insert an empty draft; drafts under other cuts are of no use any more and go."""
+    old = connection.scalars(
+        select(baselines.c.id).where(baselines.c.model == model, baselines.c.source == DRAFT)
+    ).all()
+    if old:
+        connection.execute(delete(baseline_windows).where(baseline_windows.c.baseline_id.in_(old)))
+        connection.execute(delete(baselines).where(baselines.c.id.in_(old)))
+    connection.execute(
+        insert(baselines).values(
+            model=model,
+            number=0,
+            cuts_id=cuts_id,
+            state=PaneState(cuts_id).to_bytes(),
+            windows=0,
+            rows=0,
+            source=DRAFT,
+            body="{}",
+            active=False,
+            created_ms=now_ms,
+        )
+    )
+    row = draft(connection, model, cuts_id)
+    assert row is not None  # inserted just above, in this transaction
+    return row
+
+
+def _finish_draft(connection: Connection, model: str, baseline_id: int) -> None:
+    """Number the draft: from now on it is immutable, and new windows are compared with it."""
+    number = connection.scalar(
+        select(func.max(baselines.c.number) + 1).where(baselines.c.model == model)
+    )
+    connection.execute(
+        update(baselines)
+        .where(baselines.c.id == baseline_id)
+        .values(number=number, source="traffic")
+    )
+    restore(connection, model, baseline_id)
+
+
+# --- from a file ------------------------------------------------------------------------------------
+
+
+def fit_from_file(
+    store: Store,
+    model: str,
+    path: str,
+    *,
+    time_column: str | None = None,
+    prediction_column: str | None = None,
+    score_column: str | None = None,
+    label_column: str | None = None,
+    now_ms: int,
+) -> int:
+    """Make cuts and a baseline from a CSV or Parquet file, in one transaction; return the baseline's id.
+
+    With `time_column` every window of the contract's length becomes a reference window; without, the
+    file is one window, good for figures only. With `label_column` the reference's quality is noted
+    beside it. Raises ReferenceFileError that names file, line and column, and nothing is stored.
+    """
+    row = load_contracts(store).get(model)
+    if row is None:
+        raise NotFoundError(f"There is no model {model!r}. `trimtab model apply FILE` adds it.")
+    contract = row.contract
+    table = read_reference(
+        path, contract, time_column, prediction_column, score_column, label_column
+    )
+    built = build_cuts(contract, table.features, table.prediction, table.score)
+    length_ms = contract.windows.length_ms
+    windows = [
+        (start_ms, observe_reference(built, contract, table, rows))
+        for start_ms, rows in table.windows(length_ms)
+    ]
+    notes: dict[str, Any] = {"file": path, "rows": table.rows}
+    if table.label is not None and table.prediction is not None:
+        notes["performance"] = reference_performance(contract, table)
+    source = f"file {path.rsplit('/', 1)[-1]}"
+    with store.write() as connection:
+        save_cuts(connection, model, built, source, now_ms)
+        return add_baseline(
+            connection,
+            model,
+            windows,
+            length_ms,
+            source,
+            notes,
+            now_ms,
+            dated=time_column is not None,
+        )
