@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from alembic.autogenerate import produce_migrations
+from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.operations.ops import CreateIndexOp, CreateTableOp
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
