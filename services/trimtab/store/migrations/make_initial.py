@@ -45,7 +45,7 @@ def source() -> str:
     render: Any = render_python_code
     dialect: Any = postgresql.dialect  # untyped in SQLAlchemy
     # Rendered for PostgreSQL, so that types with a variant keep it.
-    body: str = render(operations, migration_context=MigrationContext.configure(dialect=dialect))
+    body: str = render(operations, migration_context=MigrationContext.configure(dialect=dialect()))
     body = "\n".join(line for line in body.splitlines() if "# ###" not in line).strip()
     code = f"{_HEAD}    {body}\n"
     ruff = Path(sys.executable).with_name("ruff")

@@ -215,7 +215,12 @@ def upgrade() -> None:
             name=op.f("pk_panes"),
         ),
     )
-    op.create_index(op.f("ix_panes_model_flush_seq"), "panes", ["model", "flush_seq"], unique=False)
+    op.create_index(
+        op.f("ix_panes_model_partition_id_flush_seq"),
+        "panes",
+        ["model", "partition_id", "flush_seq"],
+        unique=False,
+    )
     op.create_table(
         "partitions",
         sa.Column(
@@ -278,6 +283,12 @@ def upgrade() -> None:
             "shard",
             name=op.f("pk_performance"),
         ),
+    )
+    op.create_index(
+        op.f("ix_performance_model_shard_position"),
+        "performance",
+        ["model", "shard", "position"],
+        unique=False,
     )
     op.create_table(
         "requests",
@@ -620,6 +631,21 @@ def upgrade() -> None:
     )
     op.create_index(
         op.f("ix_label_runs_model_shard_id"), "label_runs", ["model", "shard", "id"], unique=False
+    )
+    op.create_table(
+        "losses",
+        sa.Column(
+            "partition_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("from_offset", sa.BigInteger(), nullable=False),
+        sa.Column("to_offset", sa.BigInteger(), nullable=False),
+        sa.Column("from_ms", sa.BigInteger(), nullable=True),
+        sa.Column("to_ms", sa.BigInteger(), nullable=True),
+        sa.Column("found_ms", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["partition_id"], ["partitions.id"], name=op.f("fk_losses_partition_id")
+        ),
+        sa.PrimaryKeyConstraint("partition_id", "from_offset", name=op.f("pk_losses")),
     )
     op.create_table(
         "rejected",
