@@ -113,7 +113,7 @@ def install_uv() -> list[str]:
 def install_lock(installer: list[str]) -> None:
     """Install the lock with every hash checked, and say every 15 s that it still goes on."""
     count = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), flags=re.MULTILINE))
-    say(f"installing up to {count} locked packages (the first time about 1 GB to download) ...")
+    say(f"installing up to {count} locked packages (the first time 1 GB to download) ...")
     started = time.monotonic()
     done = threading.Event()
 

@@ -140,7 +140,7 @@ def test_an_embedded_group_of_one_gets_every_partition_and_resumes_where_it_comm
             group_id="g",
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            **embedded_broker.client,
+            **embedded_broker.group,
         )
         deadline = time.monotonic() + DEADLINE_S
         while len(got) < wanted and time.monotonic() < deadline:

@@ -19,10 +19,12 @@ What it does with kafka-python 3.0.12 on librdkafka 2.16.0, as measured:
 - Transactions do not: a consumer that meets the commit marker raises CorruptRecordError, with
   `read_committed` or without. `read_committed` is harmless on topics without transactions.
 - Groups: one member gets its partitions 3.1 to 3.5 s after it joins (`session_timeout_ms` from 3000
-  up; with 1000 never). Two members that join together settle at 2 + 2. Later rebalances fail: a
-  member that joins later meets InvalidRequestError, and nobody takes the partitions of a member
-  that leaves. So: one member per group. After a kill -9, its successor waits for the session to
-  end: 10 s with `session_timeout_ms=6000`, 11 s with 10000.
+  up; with 1000 never). Its successor waits until the group has forgotten it, after a clean `close`
+  as after a kill -9: 2 s with a session of 3000 ms, 5 to 10 s with 6000, 11 s with 10000, more than
+  20 s with kafka-python's default. Hence `EmbeddedBroker.group`, with a session of 6000 ms.
+  Two members that join together settle at 2 + 2. Later rebalances fail: a member that joins later
+  meets InvalidRequestError, and nobody takes the partitions of a member that leaves. So: one member
+  per group.
 - `offsets_for_times` answers None.
 - It keeps the newest 5 MB or 100,000 batches of each partition and drops the oldest silently (of
   8,000 messages of 1 kB the first 2,830 were gone). A reader that fell behind learns of it: with
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
 API_VERSION = (2, 1)
 METADATA_MAX_AGE_MS = 1000
+SESSION_TIMEOUT_MS = 6000
+HEARTBEAT_INTERVAL_MS = 1000
 PARTITIONS = 4
 KEPT_BYTES = 5 * 1024 * 1024
 START_LIMIT_S = 20.0
@@ -89,6 +93,11 @@ class EmbeddedBroker:
     def client(self) -> dict[str, Any]:
         """The settings every kafka-python client of this broker needs."""
         return client_settings(self.bootstrap)
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The settings of a consumer that joins a group on this broker."""
+        return group_settings(self.bootstrap)
 
     def start(self) -> Self:
         """Start the broker; harmless if it runs. Raises EmbeddedBrokerError without confluent-kafka."""
@@ -164,6 +173,11 @@ class EmbeddedBrokerProcess:
         return client_settings(self.bootstrap)
 
     @property
+    def group(self) -> dict[str, Any]:
+        """The settings of a consumer that joins a group on this broker."""
+        return group_settings(self.bootstrap)
+
+    @property
     def pid(self) -> int:
         """The process id. Raises EmbeddedBrokerError when it is not running."""
         if self._process is None:
@@ -230,6 +244,14 @@ def client_settings(bootstrap: str) -> dict[str, Any]:
         "bootstrap_servers": bootstrap,
         "api_version": API_VERSION,
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+    }
+
+
+def group_settings(bootstrap: str) -> dict[str, Any]:
+    """`client_settings` and a session short enough that a restarted member soon gets its partitions."""
+    return client_settings(bootstrap) | {
+        "session_timeout_ms": SESSION_TIMEOUT_MS,
+        "heartbeat_interval_ms": HEARTBEAT_INTERVAL_MS,
     }
 
 
