@@ -264,7 +264,7 @@ class ArmCounts(Struct, frozen=True):
 def arm_counts(
     store: Store, model: str, revisions: Sequence[int], before_ms: int | None
 ) -> list[ArmCounts]:
-    """Return the counts of each (revision, arm) over panes that end at or before `before_ms` (None: all)."""
+    """Return the counts of each (revision, arm) over panes that start before `before_ms` (None: all)."""
     query = select(panes).where(
         panes.c.model == model,
         panes.c.traffic_revision.in_(list(revisions)),
@@ -272,7 +272,7 @@ def arm_counts(
         panes.c.arm != "",
     )
     if before_ms is not None:
-        query = query.where(panes.c.pane_start_ms + panes.c.pane_length_ms <= before_ms)
+        query = query.where(panes.c.pane_start_ms < before_ms)
     total: dict[tuple[int, str], ArmCounts] = {}
     with store.read() as connection:
         for row in connection.execute(query):
