@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.records import Role
 from trimtab.store.engine import Store
-from trimtab.store.tables import api_keys, models
+from trimtab.store.tables import api_keys, models, sessions
 from trimtab.store.tables import audit as audit_table
 
 EVERYTHING = "*"
@@ -95,13 +95,6 @@ def authenticate(store: Store, secret: str) -> KeyRow | None:
     return _key(row) if same else None
 
 
-def get_key(store: Store, key_id: str) -> KeyRow | None:
-    """Return a key that has not been revoked, by its id."""
-    with store.read() as connection:
-        row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one_or_none()
-    return None if row is None or row.revoked_ms is not None else _key(row)
-
-
 def list_keys(store: Store) -> list[KeyRow]:
     """Return every key, oldest first, revoked ones included."""
     with store.read() as connection:
@@ -123,6 +116,40 @@ def revoke_key(store: Store, key_id: str, now_ms: int, by: str = "cli") -> KeyRo
             )
             audit(connection, by, "key.revoke", f"key:{key_id}", {"name": row.name}, now_ms)
         return _key(connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one())
+
+
+def open_session(store: Store, key_id: str, now_ms: int, expires_ms: int) -> str:
+    """Begin a login in a browser; return the cookie's token. Expired logins are removed."""
+    token = secrets.token_urlsafe(32)
+    with store.write() as connection:
+        connection.execute(delete(sessions).where(sessions.c.expires_ms <= now_ms))
+        connection.execute(
+            insert(sessions).values(
+                token_sha256=_digest(token), key_id=key_id, expires_ms=expires_ms
+            )
+        )
+    return token
+
+
+def session_key(store: Store, token: str, now_ms: int) -> KeyRow | None:
+    """Return the key behind a login; None when it ended or its key was revoked."""
+    with store.read() as connection:
+        row = connection.execute(
+            select(api_keys)
+            .join(sessions, sessions.c.key_id == api_keys.c.id)
+            .where(
+                sessions.c.token_sha256 == _digest(token),
+                sessions.c.expires_ms > now_ms,
+                api_keys.c.revoked_ms.is_(None),
+            )
+        ).one_or_none()
+    return None if row is None else _key(row)
+
+
+def close_session(store: Store, token: str) -> None:
+    """End a login."""
+    with store.write() as connection:
+        connection.execute(delete(sessions).where(sessions.c.token_sha256 == _digest(token)))
 
 
 def audit(

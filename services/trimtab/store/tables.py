@@ -541,6 +541,14 @@ api_keys = Table(
     UniqueConstraint("secret_sha256"),
 )
 
+sessions = Table(  # logins of the dashboard; the cookie's token is kept as a digest only
+    "sessions",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("key_id", ForeignKey("api_keys.id"), nullable=False),
+    Column("expires_ms", Ms, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -690,6 +690,14 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "sessions",
+        sa.Column("token_sha256", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=40), nullable=False),
+        sa.Column("expires_ms", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["api_keys.id"], name=op.f("fk_sessions_key_id")),
+        sa.PrimaryKeyConstraint("token_sha256", name=op.f("pk_sessions")),
+    )
+    op.create_table(
         "watermarks",
         sa.Column(
             "partition_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
