@@ -210,7 +210,7 @@ def log_weighted_mean(log_es: Sequence[float], weights: Sequence[float] | None =
 def rejects(log_e: float, alpha: float) -> bool:
     """Whether the evidence reaches level alpha: log_e >= ln(1/alpha)."""
     if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha {alpha} is no probability between 0 and 1.")
+        raise ValueError(f"alpha {alpha} is no level; give one between 0 and 1.")
     return log_e >= -math.log(alpha)
 
 

@@ -1,0 +1,116 @@
+"""What one tick works with: the seams, wired once in `app.py`, and the model under hand."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from trimtab.contracts.model import Contract
+from trimtab.records import Verdict
+from trimtab.store import agent as records
+from trimtab.store.engine import Store
+from trimtab.store.leases import Lease
+from trimtab_agent.jobs import Jobs
+from trimtab_agent.registry import Registry
+from trimtab_agent.rollout.assess import ArmTally
+from trimtab_agent.rollout.router import TrafficRouter
+from trimtab_agent.training import DataSource, Trainer
+
+
+class Sight(Protocol):
+    """What decisions are made from."""
+
+    def verdicts(self, model: str) -> list[Verdict]:
+        """The latest verdict of each of the last windows."""
+        ...
+
+    def labelled_rows(self, model: str, version: str, from_ms: int) -> int:
+        """Labelled rows of a version in windows from `from_ms` on, event time."""
+        ...
+
+    def arms(
+        self, contract: Contract, revisions: Sequence[int], now_ms: int, maturity_ms: int
+    ) -> dict[tuple[int, str], ArmTally]:
+        """Counts per (traffic revision, arm); labels only of panes older than `maturity_ms`."""
+        ...
+
+
+class Baselines(Protocol):
+    """The detector's reference, moved at promotion and moved back at a rollback."""
+
+    def rebase(self, model: str, from_ms: int, to_ms: int, source: str, now_ms: int) -> int:
+        """Make the stored windows in [from_ms, to_ms) the baseline; one per `source`, its id.
+
+        Raises TrimtabError while too few windows are there.
+        """
+        ...
+
+    def active(self, model: str) -> int | None:
+        """The id of the active baseline."""
+        ...
+
+    def restore(self, connection: Connection, model: str, baseline_id: int) -> None:
+        """Make an earlier baseline the active one again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Deps:
+    """The seams."""
+
+    trainer: Trainer
+    source: DataSource
+    registry: Registry
+    router: TrafficRouter
+    sight: Sight
+    baselines: Baselines
+    jobs: Jobs
+    artifacts: Path
+    """Root of the artifact store."""
+    errors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(first in ms, count) of errors in a row per record and state; forgotten at a restart."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """One model at one tick."""
+
+    store: Store
+    lease: Lease
+    deps: Deps
+    contract: Contract
+    now_ms: int
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.contract.name
+
+    def transition(
+        self,
+        old: records.Record | None,
+        new: records.Record,
+        reason: str,
+        inputs: Mapping[str, Any] | None = None,
+        *also: Callable[[Connection], object],
+    ) -> None:
+        """Write a transition and all that belongs to it in one transaction."""
+        with self.store.write() as connection:
+            records.apply_transition(connection, old, new, reason, inputs or {}, self.lease)
+            for step in also:
+                step(connection)
+
+    def progress(self, old: records.Record, new: records.Record) -> None:
+        """Store new numbers in the same state; nothing is written when nothing changed."""
+        if new != old:
+            with self.store.write() as connection:
+                records.save_progress(connection, old, new, self.lease)
+
+
+def short_id(prefix: str, *parts: object) -> str:
+    """A deterministic id: the same parts, the same id."""
+    text = "\x1f".join(str(part) for part in parts)
+    return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,65 @@
+"""What the agent sees of the world, read from what the monitor has written into the store."""
+
+from collections.abc import Sequence
+
+from trimtab.contracts.model import Contract
+from trimtab.records import Verdict
+from trimtab.stats.performance import PerformanceState
+from trimtab.store.engine import Store
+from trimtab.store.labels import arm_performance, window_performance
+from trimtab.store.panes import ArmCounts, arm_counts
+from trimtab.store.verdicts import latest_verdicts
+from trimtab_agent.decide.evidence import MEMORY_WINDOWS
+from trimtab_agent.rollout.assess import ArmTally
+
+FOREVER_MS = 7_258_118_400_000
+"""2200-01-01: later than any event time that is accepted."""
+
+
+class StoreSight:
+    """The world as the monitor has written it into the store (`context.Sight`)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def verdicts(self, model: str) -> list[Verdict]:
+        """See `context.Sight`."""
+        return [row.verdict for row in latest_verdicts(self._store, model, limit=MEMORY_WINDOWS)]
+
+    def labelled_rows(self, model: str, version: str, from_ms: int) -> int:
+        """See `context.Sight`."""
+        with self._store.read() as connection:
+            found = window_performance(connection, model, from_ms, FOREVER_MS)
+        return found[version].labelled_rows if version in found else 0
+
+    def arms(
+        self, contract: Contract, revisions: Sequence[int], now_ms: int, maturity_ms: int
+    ) -> dict[tuple[int, str], ArmTally]:
+        """See `context.Sight`."""
+        wanted = list(revisions)
+        counts = {
+            (c.revision, c.arm): c for c in arm_counts(self._store, contract.name, wanted, None)
+        }
+        mature = {
+            (p.revision, p.arm): p
+            for p in arm_performance(self._store, contract.name, wanted, now_ms - maturity_ms)
+        }
+        tallies = {}
+        for key in counts.keys() | mature.keys():
+            labelled, wrong = (0, 0)
+            if key in mature:
+                labelled, wrong = answers_of(mature[key].state)
+            rows, failures = _served(counts.get(key))
+            tallies[key] = ArmTally(rows, failures, min(labelled, rows), min(wrong, labelled, rows))
+        return tallies
+
+
+def answers_of(state: PerformanceState) -> tuple[int, int]:
+    """(labelled, wrong) answers of a classifier's state, summed over classes."""
+    labelled = sum(state.confusion.values())
+    right = sum(count for (label, answer), count in state.confusion.items() if label == answer)
+    return labelled, labelled - right
+
+
+def _served(counts: ArmCounts | None) -> tuple[int, int]:
+    return (0, 0) if counts is None else (counts.rows, counts.errors + counts.timeouts)
