@@ -144,6 +144,8 @@ class Alert(Struct, frozen=True, omit_defaults=True, kw_only=True):
     resolved_ms: int | None = None
     resolution: str | None = None
     acknowledged_by: str | None = None
+    baseline_id: int | None = None
+    """The baseline it was opened under: after a re-base quality must be ok, too, to resolve it."""
 
 
 class IncidentState(StrEnum):

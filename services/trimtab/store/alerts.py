@@ -151,6 +151,27 @@ def open_alerts(source: Store | Connection, model: str | None = None) -> list[Al
         return [_alert(body) for body in connection.scalars(query)]
 
 
+def last_resolved(
+    connection: Connection, model: str, conditions: Sequence[str]
+) -> list[Alert]:
+    """Return, per condition, the alert that was resolved last."""
+    found = []
+    for condition in conditions:
+        body = connection.scalar(
+            select(alerts.c.body)
+            .where(
+                alerts.c.model == model,
+                alerts.c.condition == condition,
+                alerts.c.state == AlertState.RESOLVED,
+            )
+            .order_by(alerts.c.resolved_ms.desc(), alerts.c.id)
+            .limit(1)
+        )
+        if body is not None:
+            found.append(_alert(body))
+    return found
+
+
 def alerts_of(
     store: Store, model: str | None = None, limit: int = 100, before_ms: int | None = None
 ) -> list[Alert]:

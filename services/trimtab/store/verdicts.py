@@ -8,7 +8,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, Select, func, insert, select, update
 
 from trimtab.errors import NotFoundError
-from trimtab.records import Verdict
+from trimtab.records import Evidence, Finding, Reason, Verdict
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.tables import (
@@ -130,6 +130,54 @@ def _rows(source: Store | Connection, query: Select[Any]) -> list[VerdictRow]:
         VerdictRow(row.id, msgspec.json.decode(row.body, type=Verdict), row.created_ms)
         for row in found
     ]
+
+
+# --- what earlier verdicts remember ---------------------------------------------------------------
+
+
+class HeadFigures(Struct, frozen=True):
+    """The few figures that say what changed between two revisions."""
+
+    rows: int
+    performance: dict[str, dict[str, Any]] = {}
+
+    @property
+    def labelled_rows(self) -> int:
+        """Labelled rows over all versions."""
+        return sum(p["labelled_rows"] for p in self.performance.values())
+
+
+class Head(Struct, frozen=True):
+    """The parts of a verdict that later windows and revisions need; cheap to read."""
+
+    window_start_ms: int
+    window_end_ms: int
+    revision: int
+    reason: Reason
+    findings: list[Finding]
+    evidence: Evidence
+    figures: HeadFigures
+    created_ms: int = 0
+
+
+def heads_between(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[Head]:
+    """Return the latest verdict's head of each window that starts in [from_ms, to_ms), oldest first."""
+    rows = connection.execute(
+        select(verdicts.c.body, verdicts.c.created_ms)
+        .where(
+            verdicts.c.model == model,
+            verdicts.c.latest,
+            verdicts.c.window_start_ms >= from_ms,
+            verdicts.c.window_start_ms < to_ms,
+        )
+        .order_by(verdicts.c.window_start_ms)
+    ).all()
+    return [head_of(row.body, row.created_ms) for row in rows]
+
+
+def head_of(body: str | bytes, created_ms: int) -> Head:
+    """Read the head of a verdict's JSON."""
+    return msgspec.structs.replace(msgspec.json.decode(body, type=Head), created_ms=created_ms)
 
 
 # --- the evaluator's memory -------------------------------------------------------------------------
