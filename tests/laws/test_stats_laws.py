@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -13,6 +14,7 @@ from trimtab.stats.aggregate import (
     FeatureState,
     PaneState,
     ResourceState,
+    describe_feature,
     feature_identity,
     observe_categories,
     observe_numeric,
@@ -28,7 +30,7 @@ from trimtab.stats.cuts import (
 from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes
 from trimtab.stats.loghistogram import LogHistogram
 from trimtab.stats.performance import PerformanceState
-from trimtab.stats.tests import ks_binned
+from trimtab.stats.tests import compare, ks_binned
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 ordinary = st.floats(-1e6, 1e6)
@@ -223,6 +225,20 @@ def test_every_row_falls_into_exactly_the_bin_whose_edges_hold_it(column, bins):
         np.searchsorted(cuts.edge_array, finite, side="left"), minlength=len(cuts.edges) + 1
     )
     assert count_numeric(cuts, frozen(column))[:-4].tolist() == expected.tolist()
+
+
+@given(values, numbers, st.integers(2, 64))
+def test_figures_of_anything_are_numbers_or_cannot_be_told(window, reference, bins):
+    cuts = build_numeric_cuts(frozen(reference), bins)
+    state = counted(cuts, window)
+    summary = describe_feature(cuts, state)
+    comparison = compare(cuts, state, counted(cuts, reference))
+    for struct in (summary, comparison):
+        for value in msgspec.structs.asdict(struct).values():
+            for number in msgspec.structs.astuple(value) if hasattr(value, "p_value") else [value]:
+                assert not isinstance(number, float) or math.isfinite(number)
+    if comparison.effect is not None:
+        assert math.isfinite(comparison.effect.sd_equivalents)
 
 
 # --- performance --------------------------------------------------------------------------------

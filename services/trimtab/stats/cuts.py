@@ -75,7 +75,7 @@ class NumericCuts(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag=
         edges = np.asarray(self.edges, dtype=np.float64)
         if edges.size > MAX_EDGES:
             raise CutsError(f"{edges.size} edges; a feature has at most {MAX_EDGES}.")
-        if not np.isfinite(edges).all() or (edges.size > 1 and not (np.diff(edges) > 0).all()):
+        if not np.isfinite(edges).all() or not (edges[1:] > edges[:-1]).all():
             raise CutsError(
                 "Edges must be finite and increasing; build them from a reference again."
             )

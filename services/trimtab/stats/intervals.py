@@ -17,7 +17,7 @@ def _check(k: int, n: int, alpha: float) -> None:
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"{k} of {n} is no proportion; give 0 <= k <= n and n > 0.")
     if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha {alpha} is no probability between 0 and 1.")
+        raise ValueError(f"alpha {alpha} is no level; give one between 0 and 1.")
 
 
 def normal_quantile(alpha: float) -> float:
