@@ -124,7 +124,7 @@ def measure(folder: Path, *, trials: int, seed: int) -> dict[str, Any]:
         while (progress := search.advance(round(time.time() * 1000))).state == "searching":
             search.wait(0.2)
         figures["search_s"] = time.perf_counter() - began
-        if progress.best is None:
+        if progress.state == "failed" or progress.best is None:
             raise SystemExit(f"the search failed: {progress.reason}")
         figures["best_value"] = progress.best.value
         figures["best_params"] = progress.best.params

@@ -198,7 +198,8 @@ class Study:
         with self._lock:
             trial = self._asked[number]
             trial.report(value, step)
-            return trial.should_prune()
+            # The median pruner answers with NumPy's own boolean.
+            return bool(trial.should_prune())
 
     def complete(self, number: int, value: float, best_step: int) -> None:
         """Record the trial's value; a value that is not finite fails it."""

@@ -36,6 +36,10 @@ class WorkerError(TrimtabError):
     """A worker could not do its task; the text holds the reason and what the worker wrote last."""
 
 
+class _TaskFailedError(WorkerError):
+    """The task raised in the worker, which is ready for the next."""
+
+
 class WorkerTimeoutError(WorkerError):
     """The task took longer than allowed; its worker was ended."""
 
@@ -85,22 +89,37 @@ class WorkerProcess:
             WorkerTimeoutError: it took longer than `timeout_s`.
 
         """
-        deadline = time.monotonic() + timeout_s
+        try:
+            return self._converse(task, time.monotonic() + timeout_s, on_report, trial)
+        except queue.Empty:
+            self.kill()
+            raise WorkerTimeoutError(
+                f"{type(task).__name__} took longer than {timeout_s:g} s and was ended; "
+                "allow more time per trial, or make the space's models smaller"
+            ) from None
+        except _TaskFailedError:
+            raise
+        except BaseException:
+            # It died, or a callback raised and it waits for an answer: nobody may use it again.
+            self.kill()
+            raise
+
+    def _converse(
+        self,
+        task: protocol.Task,
+        deadline: float,
+        on_report: OnReport | None,
+        trial: Trial | None,
+    ) -> dict[str, Any]:
+        """Exchange messages until the result; `queue.Empty` when the deadline passes."""
         self._send(task)
         while True:
-            try:
-                message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                self.kill()
-                raise WorkerTimeoutError(
-                    f"{type(task).__name__} took longer than {timeout_s:g} s and was ended; "
-                    "allow more time per trial, or make the space's models smaller"
-                ) from None
+            message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             match message:
                 case protocol.Done():
                     return message.result
                 case protocol.Failed():
-                    raise WorkerError(message.reason)
+                    raise _TaskFailedError(message.reason)
                 case protocol.Report():
                     prune = on_report(message.step, message.value) if on_report else False
                     self._send(protocol.Continue(prune=prune))

@@ -216,7 +216,9 @@ def encode_column(feature: FeatureSpec, values: Sequence[Any]) -> Rows:
 
     """
     if feature.kind == "category":
-        codes = {value: float(code) for code, value in enumerate(feature.values)}
+        codes: dict[str | None, float] = {
+            value: float(code) for code, value in enumerate(feature.values)
+        }
         return np.array([codes.get(_text(value), UNSEEN) for value in values], dtype=np.float32)
     encoded = np.empty(len(values), dtype=np.float32)
     for number, value in enumerate(values):
