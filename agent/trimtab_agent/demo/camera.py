@@ -66,7 +66,8 @@ def degrade(
     seen = mean + (seen - mean) * np.float32(contrast)
     if noise > 0:
         seen = seen + rng.normal(0.0, noise, size=seen.shape).astype(np.float32)
-    return np.clip(seen, 0.0, 1.0).astype(np.float32, copy=False)
+    clipped: Images = np.clip(seen, 0.0, 1.0).astype(np.float32, copy=False)
+    return clipped
 
 
 def see(images01: NDArray[np.floating], lens: Lens, rng: np.random.Generator) -> Images:
