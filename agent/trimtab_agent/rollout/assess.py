@@ -255,7 +255,7 @@ def _watch(
 ) -> _Say:
     if weighed.harm is not None and weighed.invalid is None:
         return Move.ROLL_BACK, f"After promotion {weighed.harm}: back to the old champion.", None
-    until = (rollout.promoted_ms or rollout.updated_ms) + terms.watch_ms
+    until = rollout.step_since_ms + terms.watch_ms
     if now_ms < until or blocked is not None:
         why = f"; {blocked}" if blocked else ""
         return Move.WAIT, f"Watching the new champion beside the old one{why}.", until

@@ -40,55 +40,53 @@ class TrafficRow:
         return any(each.rows for each in counts)
 
 
-def split_of(
+def canary_split(
     rollout: Rollout,
+    revision: int,
     champion: TrafficArm,
     challenger: TrafficArm,
     share: float,
     valid_until_ms: int,
 ) -> Traffic:
     """The split of a canary step: the champion first, `share` to the challenger."""
-    return _traffic(
-        rollout,
-        [
-            _arm(records.CHAMPION_ARM, champion, 1.0 - share),
-            _arm(records.CHALLENGER_ARM, challenger, share),
-        ],
-        valid_until_ms,
-    )
+    arms = [
+        _arm(records.CHAMPION_ARM, champion, 1.0 - share),
+        _arm(records.CHALLENGER_ARM, challenger, share),
+    ]
+    return _traffic(rollout, revision, arms, valid_until_ms)
 
 
-def promotion_of(
+def watch_split(
     rollout: Rollout,
+    revision: int,
     champion: TrafficArm,
     challenger: TrafficArm,
     holdback: float,
     valid_until_ms: int,
 ) -> Traffic:
     """The split while watching: the challenger is the champion, the old one keeps `holdback`."""
-    return _traffic(
-        rollout,
-        [
-            _arm(records.CHAMPION_ARM, challenger, 1.0 - holdback),
-            _arm(records.HOLDBACK_ARM, champion, holdback),
-        ],
-        valid_until_ms,
-    )
+    arms = [
+        _arm(records.CHAMPION_ARM, challenger, 1.0 - holdback),
+        _arm(records.HOLDBACK_ARM, champion, holdback),
+    ]
+    return _traffic(rollout, revision, arms, valid_until_ms)
 
 
-def all_to(rollout: Rollout, arm: TrafficArm) -> Traffic:
+def whole_split(rollout: Rollout, revision: int, arm: TrafficArm) -> Traffic:
     """All traffic to one version: the end of a rollout. It does not expire."""
-    return _traffic(rollout, [_arm(records.CHAMPION_ARM, arm, 1.0)], None)
+    return _traffic(rollout, revision, [_arm(records.CHAMPION_ARM, arm, 1.0)], None)
 
 
 def _arm(name: str, arm: TrafficArm, weight: float) -> TrafficArm:
     return TrafficArm(name, arm.version, weight, arm.artifact_uri, arm.artifact_sha256)
 
 
-def _traffic(rollout: Rollout, arms: Sequence[TrafficArm], valid_until_ms: int | None) -> Traffic:
+def _traffic(
+    rollout: Rollout, revision: int, arms: Sequence[TrafficArm], valid_until_ms: int | None
+) -> Traffic:
     return Traffic(
         model=rollout.model,
-        revision=rollout.traffic_revision + 1,
+        revision=revision,
         salt=rollout.salt,
         arms=list(arms),
         valid_until_ms=valid_until_ms,

@@ -31,6 +31,7 @@ from trimtab.store import tables
 from trimtab.store.alerts import OUTCOMES, enqueue
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
+from trimtab.store.keys import audit
 from trimtab.store.leases import Lease, check
 from trimtab.store.models import add_version
 
@@ -79,13 +80,18 @@ def _kind_of(record: Record) -> RecordKind:
 
 def _decode(meaning: _Meaning, body: str) -> Any:
     raw = msgspec.json.decode(body)
-    if raw["state"] not in {state.value for state in meaning.states}:
+    state = raw["state"]
+    if state not in {known.value for known in meaning.states}:
         raw = {
             **raw,
             "state": meaning.unknown,
-            "reason": f"the stored state {raw['state']!r} is unknown to this release; "
-            "upgrade it, or end the record by hand",
+            "reason": f"Its stored state {state!r} is unknown to this release; upgrade trimtab, or "
+            "end the record by hand.",
         }
+        if meaning.record is Rollout:  # held until a person acts, not until the evidence allows
+            assessment = raw.get("assessment", {})
+            kept = {**assessment.get("kept", {}), "unknown_state": state}
+            raw["assessment"] = {**assessment, "kept": kept}
     return msgspec.convert(raw, meaning.record)
 
 
@@ -490,7 +496,7 @@ def set_champion(
         revision = 1 if current is None else current.revision + 1
         traffic = Traffic(model=model, revision=revision, salt=f"{model}:{revision}", arms=[arm])
         set_traffic(connection, traffic, now_ms)
-        _audit(connection, by, "set_champion", f"model:{model}", {"version": version}, now_ms)
+        audit(connection, by, "set_champion", f"model:{model}", {"version": version}, now_ms)
     return traffic
 
 
@@ -560,9 +566,7 @@ def request(
             )
             .returning(tables.requests.c.id)
         )
-        _audit(
-            connection, by, f"{record_kind}.{action}", f"{record_kind}:{record_id}", body, now_ms
-        )
+        audit(connection, by, f"{record_kind}.{action}", f"{record_kind}:{record_id}", body, now_ms)
     return cast(int, number)
 
 
@@ -602,25 +606,6 @@ def finish_request(connection: Connection, request_id: int, outcome: str, now_ms
         update(tables.requests)
         .where(tables.requests.c.id == request_id)
         .values(handled_ms=now_ms, outcome=outcome)
-    )
-
-
-def _audit(
-    connection: Connection,
-    who: str,
-    action: str,
-    subject: str,
-    detail: Mapping[str, Any],
-    now_ms: int,
-) -> None:
-    connection.execute(
-        insert(tables.audit).values(
-            at_ms=now_ms,
-            who=who,
-            action=action,
-            subject=subject,
-            detail=_ENCODER.encode(detail).decode(),
-        )
     )
 
 
