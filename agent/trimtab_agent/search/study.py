@@ -8,8 +8,9 @@ What survives a `kill -9` at any statement:
 - Everything told is in the storage. A trial that was running when the process died is failed and
   its parameters are enqueued again on the next `open_study`, in this order: enqueue (marked
   `retry:<number>`), then fail. Dying in between leaves the mark, so nothing is enqueued twice.
-- A trial's seed is a hash of the run id and the trial's number (for a retry, of the trial it
-  repeats), so a resumed search draws what an uninterrupted one would have.
+- A trial's seed is a hash of the run id and the trial's place, which is its number without the
+  retries before it (a retry has the place of what it repeats). So a resumed search with one worker
+  draws what an uninterrupted one would have.
 - A failed trial that is retried does not count against the budget; its retry does.
 
 Values are higher-is-better. Times are milliseconds since the epoch, UTC.
@@ -19,7 +20,7 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,8 @@ TrialState = Literal["waiting", "running", "complete", "pruned", "failed"]
 # A trial that was running at this many deaths of the agent is likely their cause.
 _MAX_ATTEMPTS = 3
 _PRUNER_STARTUP_TRIALS = 3
-_PRUNER_WARMUP_STEPS = 2
+# Optuna counts steps from 0, trimtab from 1: the first two steps judge nobody.
+_PRUNER_WARMUP_STEPS = 3
 
 
 class StudyError(TrimtabError):
@@ -90,9 +92,9 @@ class AskedTrial(msgspec.Struct, frozen=True):
     params: dict[str, Any]
 
 
-def seed_of(run_id: str, number: int) -> int:
-    """Return the 31-bit seed of a trial: the same run and number give the same seed anywhere."""
-    digest = hashlib.sha256(f"{run_id}\x00{number}".encode()).digest()
+def seed_of(run_id: str, place: int) -> int:
+    """Return the 31-bit seed of a trial: the same run and place give the same seed anywhere."""
+    digest = hashlib.sha256(f"{run_id}\x00{place}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
@@ -119,7 +121,7 @@ def open_study(url: str, run_id: str, spec: SearchSpec, space: Space, now_ms: in
         load_if_exists=True,
         pruner=_pruner(spec),
     )
-    pinned = msgspec.to_builtins(spec)
+    pinned = _pinned(spec)
     stored = study.user_attrs.get("spec")
     if stored is None:
         study.set_user_attr("started_ms", now_ms)
@@ -159,7 +161,8 @@ class Study:
             for origin, flat in self._first_points():
                 if origin not in origins:
                     self._enqueue(flat, origin, attempt=1)
-            for trial in self._study.get_trials(deepcopy=False):
+            stored = self._study.get_trials(deepcopy=False)
+            for trial in stored:
                 if trial.state != optuna.trial.TrialState.RUNNING or trial.number in self._asked:
                     continue
                 attempt = int(trial.user_attrs.get("attempt", 1))
@@ -170,7 +173,7 @@ class Study:
                         {**fixed, **trial.params},
                         origin,
                         attempt=attempt + 1,
-                        root=_root(trial),
+                        place=_place(trial.number, stored),
                     )
                 self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
@@ -184,8 +187,7 @@ class Study:
             stored = self._study.get_trials(deepcopy=False)
             waiting = [t for t in stored if t.state == optuna.trial.TrialState.WAITING]
             number = waiting[0].number if waiting else len(stored)
-            root = _root(waiting[0]) if waiting else number
-            seed = seed_of(self.run_id, root)
+            seed = seed_of(self.run_id, _place(number, stored))
             self._study.sampler = _sampler(self.spec, seed)
             trial = self._study.ask()
             params: Params = {**self._space(trial), "seed": seed}
@@ -270,15 +272,24 @@ class Study:
                 points.append((f"grid:{index}", flat))
         return points
 
-    def _enqueue(self, flat: Flat, origin: str, *, attempt: int, root: int | None = None) -> None:
+    def _enqueue(self, flat: Flat, origin: str, *, attempt: int, place: int | None = None) -> None:
         marks: dict[str, Any] = {"origin": origin, "attempt": attempt}
-        if root is not None:
-            marks["root"] = root
+        if place is not None:
+            marks["place"] = place
         self._study.enqueue_trial(flat, user_attrs=marks)
 
 
-def _root(trial: "optuna.trial.FrozenTrial") -> int:
-    return int(trial.user_attrs.get("root", trial.number))
+def _pinned(spec: SearchSpec) -> str:
+    """Return the specification as text that is equal for equal meaning (5 and 5.0 s are)."""
+    read_back = msgspec.convert(msgspec.to_builtins(spec), SearchSpec)
+    return msgspec.json.encode(read_back, order="deterministic").decode()
+
+
+def _place(number: int, stored: "Sequence[optuna.trial.FrozenTrial]") -> int:
+    """Return the place of the stored or next trial with this number: see the module's text."""
+    if number < len(stored) and "place" in stored[number].user_attrs:
+        return int(stored[number].user_attrs["place"])
+    return number - sum("place" in trial.user_attrs for trial in stored[:number])
 
 
 def _record(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
