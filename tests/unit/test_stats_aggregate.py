@@ -57,9 +57,10 @@ def test_negative_zero_is_zero_in_the_extremes():
     assert math.copysign(1.0, state.maximum) == 1.0
 
 
-def test_a_value_too_far_out_is_clamped_and_counted():
+def test_a_value_too_far_out_is_counted_and_leaves_no_false_mean():
     state = observe_numeric(CUTS, [1e300, 1_700_000_000.0])
     assert state.clamped == 1
+    assert mean_sd(CUTS, state) == (None, None)
     assert state.maximum == 1e300
 
 

@@ -186,16 +186,24 @@ def special_count(cuts: Cuts, state: FeatureState, name: SpecialBin) -> int:
 
 
 def mean_sd(cuts: NumericCuts, state: FeatureState) -> tuple[float | None, float | None]:
-    """Return mean and standard deviation (ddof 1) of the finite values; None below 1 and 2 rows."""
+    """Return mean and standard deviation (ddof 1) of the finite values; None below 1 and 2 rows.
+
+    None too when a value was so far out that it was clamped: a mean without it would be false.
+    """
     n = finite_rows(state)
-    if n == 0:
+    if n == 0 or state.clamped:
         return None, None
     step = 2.0**-cuts.exponent
-    mean = cuts.origin + state.sum_q / n * step
+    mean = _finite(cuts.origin + state.sum_q / n * step)
     if n == 1:
         return mean, None
     # Integers until the last division: no cancellation.
-    return mean, math.sqrt((n * state.sum_q2 - state.sum_q**2) / (n * (n - 1))) * step
+    sd = math.sqrt((n * state.sum_q2 - state.sum_q**2) / (n * (n - 1))) * step
+    return mean, _finite(sd)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def finite_rows(state: FeatureState) -> int:

@@ -151,7 +151,7 @@ def wasserstein_binned(
     end: as exact for atoms, closer for continuous values). Below the first and above the last edge the
     shape is unknown, but the integral of G - F over everything is the difference of the means, which is
     known exactly: the two ends are corrected to add up to it. So a pure shift is exact, and so is a far
-    outlier. None without finite rows, when the reference does not vary, or beyond the range of floats.
+    outlier. None without finite rows or means, when the reference does not vary, or beyond the range of floats.
     """
     _check(cuts, window, reference)
     n, N = finite_rows(window), finite_rows(reference)
@@ -171,7 +171,7 @@ def wasserstein_binned(
         # A tail's gap falls faster than a straight line: a third of its rectangle, by choice.
         areas[[0, -1]] *= 2 / 3
         ends = np.abs(areas[[0, -1]])
-        if areas.size > 1 and ends.sum() > 0 and not window.clamped and not reference.clamped:
+        if areas.size > 1 and ends.sum() > 0:
             areas[[0, -1]] += (mean - mean_reference - areas.sum()) * (ends / ends.sum())
         distance = float(np.abs(areas).sum()) / sd
     return distance if math.isfinite(distance) else None
