@@ -210,7 +210,14 @@ def next_version(ctx: Context) -> str:
     return str(1 + max((int(name) for name in taken if name.isdecimal()), default=0))
 
 
-def accept_challenger(ctx: Context, run: Run, uri: str, sha256: str, by: str) -> bool:
+def accept_challenger(
+    ctx: Context,
+    run: Run,
+    uri: str,
+    sha256: str,
+    by: str,
+    *also: Callable[[Connection], object],
+) -> bool:
     """Take what an external trainer sends: it is registered and gated like any other."""
     reason = f"{by} sent the challenger; it is registered under its own version."
     return _move(
@@ -218,6 +225,7 @@ def accept_challenger(ctx: Context, run: Run, uri: str, sha256: str, by: str) ->
         run,
         RunState.REGISTERING,
         reason,
+        *also,
         artifact_uri=uri,
         artifact_sha256=sha256,
         version=next_version(ctx),

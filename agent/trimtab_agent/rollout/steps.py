@@ -140,12 +140,20 @@ def _expire(ctx: Context, rollout: Rollout) -> bool:
     return close(ctx, rollout, "Nobody approved it in seven days.")
 
 
-def close(ctx: Context, rollout: Rollout, reason: str) -> bool:
+def close(
+    ctx: Context, rollout: Rollout, reason: str, *also: Callable[[Connection], object]
+) -> bool:
     """End a rollout that never touched traffic."""
-    return _move(ctx, rollout, RolloutState.ROLLED_BACK, reason, finished_ms=ctx.now_ms)
+    return _move(ctx, rollout, RolloutState.ROLLED_BACK, reason, {}, *also, finished_ms=ctx.now_ms)
 
 
-def roll_back(ctx: Context, rollout: Rollout, reason: str, inputs: dict[str, Any]) -> bool:
+def roll_back(
+    ctx: Context,
+    rollout: Rollout,
+    reason: str,
+    inputs: dict[str, Any],
+    *also: Callable[[Connection], object],
+) -> bool:
     """Give all traffic back to the old champion; aliases and baseline follow."""
     champion = arm_of(ctx, rollout.champion_version)
     return _route(
@@ -156,6 +164,7 @@ def roll_back(ctx: Context, rollout: Rollout, reason: str, inputs: dict[str, Any
         lambda revision: router.whole_split(rollout, revision, champion),
         {"kind": END, "share": 0.0},
         inputs,
+        *also,
     )
 
 

@@ -446,12 +446,18 @@ def set_traffic(connection: Connection, traffic: Traffic, now_ms: int) -> None:
 
 
 def renew_traffic(
-    connection: Connection, model: str, revision: int, valid_until_ms: int, now_ms: int
+    connection: Connection,
+    model: str,
+    revision: int,
+    valid_until_ms: int,
+    now_ms: int,
+    lease: Lease,
 ) -> None:
     """Let the current split live longer under the same revision; published again at once.
 
-    Raises ConflictError when another revision is current.
+    Raises ConflictError when another revision is current, or the lease has another owner.
     """
+    check(connection, lease)
     current = _traffic(connection, model)
     if current is None or current.revision != revision:
         raise ConflictError(
@@ -570,18 +576,21 @@ def request(
     return cast(int, number)
 
 
-def requests_of(
-    store: Store, record: RecordKind, record_id: str, *, pending: bool = False
-) -> list[Request]:
-    """What people asked of a record, oldest first; with `pending`, only what awaits the agent."""
+def requests_of(store: Store, record: RecordKind, record_id: str) -> list[Request]:
+    """What people asked of a record, oldest first."""
     table = tables.requests
-    query = (
-        select(table)
-        .where(table.c.record == record, table.c.record_id == record_id)
-        .order_by(table.c.id)
-    )
-    if pending:
-        query = query.where(table.c.handled_ms.is_(None))
+    return _requests(store, (table.c.record == record) & (table.c.record_id == record_id))
+
+
+def pending_requests(store: Store, model: str) -> list[Request]:
+    """What people asked of a model's records and the agent has not acted on, oldest first."""
+    table = tables.requests
+    return _requests(store, (table.c.model == model) & table.c.handled_ms.is_(None))
+
+
+def _requests(store: Store, condition: Any) -> list[Request]:
+    table = tables.requests
+    query = select(table).where(condition).order_by(table.c.id)
     with store.read() as connection:
         return [
             Request(

@@ -494,6 +494,7 @@ requests = Table(  # what people ask of the agent; it acts on them at its tick
     Column("handled_ms", Ms),
     Column("outcome", Text),
     Index(None, "record", "record_id"),
+    Index(None, "model", "handled_ms"),
 )
 
 # --- archive --------------------------------------------------------------------------------------
