@@ -66,6 +66,15 @@ class Rows(Struct):
             attributes={name: column[index] for name, column in self.attributes.items()},
         )
 
+    def feature_values(self) -> dict[str, list[object]]:
+        """Return the features' values by name, None where there is none (or none of its kind)."""
+        values: dict[str, list[object]] = {n: _listed(c.values) for n, c in self.numeric.items()}
+        return values | {name: column.tolist() for name, column in self.categories.items()}
+
+    def score_values(self) -> list[object]:
+        """Return the scores, None where there is none."""
+        return _listed(self.score)
+
     def to_bytes(self) -> bytes:
         """Encode every column."""
         plain = {name: _pack(getattr(self, name)) for name in _PLAIN}
@@ -133,6 +142,10 @@ def _joined(parts: list[Numbers]) -> Numbers:
     if all(p.errors is None for p in parts):
         return Numbers(values)
     return Numbers(values, np.concatenate([_mask(p) for p in parts]))
+
+
+def _listed(values: Floats) -> list[object]:
+    return [None if value != value else value for value in values.tolist()]  # noqa: PLR0124
 
 
 def _some(mask: Mask) -> Mask | None:

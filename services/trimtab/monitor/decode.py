@@ -93,8 +93,17 @@ class Decoded(Struct):
     """Messages that the typed decoder read."""
 
 
-def decode_records(records: Sequence[Record], role: Role, topic: str, views: Views) -> Decoded:
-    """Read a batch of one partition. `views` are the contracts in force for it, by model."""
+def decode_records(
+    records: Sequence[Record],
+    role: Role,
+    topic: str,
+    views: Views,
+    poison: frozenset[int] = frozenset(),
+) -> Decoded:
+    """Read a batch of one partition. `views` are the contracts in force for it, by model.
+
+    Offsets in `poison` have made counting fail before: they are rejected as `internal_error`.
+    """
     out = Decoded()
     singles: dict[tuple[str, bool], list[tuple[int, Any]]] = {}
     batches: dict[str, list[tuple[int, Any, bool]]] = {}
@@ -103,6 +112,12 @@ def decode_records(records: Sequence[Record], role: Role, topic: str, views: Vie
     for index, record in enumerate(records):
         event: Any = None
         typed = False
+        if record.offset in poison:
+            unit = UNIT_OF_ROLE[role]
+            out.units[unit] += 1
+            text = "Counting this message failed; see the monitor's log."
+            out.rejects.append(Reject(index, unit, "", "internal_error", text))
+            continue
         if role == "inference" and record.value:
             event, view = _typed(record, view, views)
             typed = event is not None

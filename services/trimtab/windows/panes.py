@@ -4,6 +4,7 @@ Times are int64 milliseconds since the epoch, UTC. A pane is named by its start 
 start <= time < start + length; times before 1970 round down, too.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,12 @@ def start_of(time_ms: int, length_ms: int) -> int:
 def end_of(time_ms: int, length_ms: int) -> int:
     """Return the (excluded) end of the pane or window of `length_ms` that holds `time_ms`."""
     return start_of(time_ms, length_ms) + length_ms
+
+
+def split_by(keys: Times) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Yield each distinct key with the indices of its rows, ascending; O(n log n) for any number of keys."""
+    order = np.argsort(keys, kind="stable")
+    bounds = np.flatnonzero(np.diff(keys[order])) + 1
+    if order.size:
+        for index in np.split(order, bounds):
+            yield int(keys[index[0]]), index

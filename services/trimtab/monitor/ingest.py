@@ -1,0 +1,418 @@
+"""The ingest loop: claim, poll, buffer, flush; and what to do when any of these fails.
+
+Whatever goes wrong with a partition, its memory is dropped and, while it is still ours, it is claimed
+again and read from its stored offset. While the store is away everything is paused, and polling goes
+on so that the group keeps us.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec import Struct, field
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from trimtab.errors import ConflictError
+from trimtab.events.cloudevents import Role
+from trimtab.monitor.metrics import METRICS
+from trimtab.monitor.partition import Flush, OwnedPartition
+from trimtab.monitor.source import Lost, Partition, Polled, Record, Source
+from trimtab.monitor.views import ModelView
+from trimtab.stats.cuts import ModelCuts
+from trimtab.store import ledger
+from trimtab.store import tables as t
+from trimtab.store.engine import Store
+from trimtab.store.models import contracts_digest, load_contracts, read_cuts
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.5
+"""How often contracts and cuts are looked at."""
+SIGHT_S = 1.0
+"""How often an owner says that it lives and where the log ends."""
+CLAIM_AGAIN_S = 1.0
+STORE_RETRY_S = 1.0
+BUFFER_BYTES_MAX = 32 * 1024 * 1024
+POLL_S = 0.2
+
+
+def clock_ms() -> int:
+    """Return now, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class _Buffer(Struct):
+    """Records of a partition that were polled but not yet flushed."""
+
+    next_offset: int
+    records: list[Record] = field(default_factory=list)
+    size: int = 0
+    since_s: float = 0.0
+    end_offset: int | None = None
+
+
+class _Trouble(Struct):
+    """A batch whose counting failed for no reason of the store's: read one record at a time up to `until`."""
+
+    until: int
+    poison: frozenset[int] = frozenset()
+
+
+class Knowledge:
+    """Contracts and active cuts as last loaded."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._digest = ""
+        self._cuts_ids: dict[str, str] = {}
+        self.views: dict[str, ModelView] = {}
+        self.cuts: dict[str, ModelCuts] = {}
+
+    def refresh(self) -> None:
+        """Load what has changed; models keep their prepared view while their revision stays."""
+        digest = contracts_digest(self._store)
+        if digest != self._digest:
+            self.views = {
+                model: view
+                if (view := self.views.get(model)) is not None and view.revision == row.revision
+                else ModelView(row.revision, row.contract)
+                for model, row in load_contracts(self._store).items()
+            }
+            self._digest = digest
+        with self._store.read() as connection:
+            active = {
+                row.model: row.cuts_id
+                for row in connection.execute(
+                    select(t.cuts.c.model, t.cuts.c.cuts_id).where(t.cuts.c.active)
+                )
+            }
+            if active == self._cuts_ids:
+                return
+            self.cuts = {
+                row.model: read_cuts(bytes(row.body))
+                for row in connection.execute(
+                    select(t.cuts.c.model, t.cuts.c.body).where(t.cuts.c.active)
+                )
+            }
+        self._cuts_ids = active
+
+
+class Ingest:
+    """Reads a source into the store. One thread calls `start`, then `step` again and again, then `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        roles: Mapping[str, Role],
+        owner: str,
+        *,
+        flush_rows: int = 20_000,
+        flush_s: float = 1.0,
+        shards: int = 1,
+        now_ms: Callable[[], int] = clock_ms,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store, self.source, self.roles, self.owner = store, source, dict(roles), owner
+        self.flush_rows, self.flush_s, self.shards = flush_rows, flush_s, shards
+        self.now_ms, self._monotonic = now_ms, monotonic
+        self.knowledge = Knowledge(store)
+        self.owned: dict[Partition, OwnedPartition] = {}
+        self.counters: Counter[str] = Counter()
+        self._assigned: set[Partition] = set()
+        self._claim_at_s: dict[Partition, float] = {}
+        self._buffers: dict[Partition, _Buffer] = {}
+        self._trouble: dict[Partition, _Trouble] = {}
+        self._store_retry_s: float | None = None
+        self._refreshed_s = self._sighted_s = -1e9
+
+    def start(self) -> None:
+        """Join the group."""
+        self.source.start(list(self.roles), self._on_assigned, self._on_revoked)
+
+    @property
+    def assigned(self) -> frozenset[Partition]:
+        """The partitions the group has given us, claimed or not."""
+        return frozenset(self._assigned)
+
+    def step(self, timeout_s: float = POLL_S) -> int:
+        """Poll once and do what is due; return the records polled. Raises SourceError."""
+        polled, lost = self.source.poll(timeout_s)
+        for partition, batch in polled.items():
+            self._take(partition, batch)
+        if self._store_retry_s is not None and self._monotonic() < self._store_retry_s:
+            return 0
+        try:
+            self._work(lost)
+        except SQLAlchemyError as error:
+            self._store_is_away(error)
+        return sum(len(batch.records) for batch in polled.values())
+
+    def stop(self) -> None:
+        """Flush what is buffered and leave the group."""
+        try:
+            self._flush_all(sorted(self.owned), last=True)
+        except SQLAlchemyError as error:
+            log.warning("The last flush failed; its rows are read again: %s", error)
+        self.source.close()
+
+    # --- assignment -------------------------------------------------------------------------------
+
+    def _on_assigned(self, partitions: Sequence[Partition]) -> None:
+        self._assigned |= set(partitions)
+        for partition in partitions:
+            self._drop(partition)
+            self._claim_at_s[partition] = self._monotonic()
+
+    def _on_revoked(self, partitions: Sequence[Partition]) -> None:
+        try:
+            self._flush_all([p for p in partitions if p in self.owned], last=True)
+        except SQLAlchemyError as error:
+            log.warning("Flushing revoked partitions failed; their rows are read again: %s", error)
+        for partition in partitions:
+            self._drop(partition)
+            self._assigned.discard(partition)
+            self._claim_at_s.pop(partition, None)
+            self._trouble.pop(partition, None)
+
+    def _drop(self, partition: Partition) -> None:
+        self.owned.pop(partition, None)
+        self._buffers.pop(partition, None)
+
+    def _drop_and_claim_again(self, partition: Partition, after_s: float) -> None:
+        self._drop(partition)
+        if partition in self._assigned:
+            self.source.pause([partition])
+            self._claim_at_s[partition] = self._monotonic() + after_s
+
+    def _claim_due(self) -> None:
+        due = [p for p, at in sorted(self._claim_at_s.items()) if at <= self._monotonic()]
+        if not due:
+            return
+        self.knowledge.refresh()
+        for partition in due:
+            self._claim(partition)
+            del self._claim_at_s[partition]
+
+    def _claim(self, partition: Partition) -> None:
+        identity = self.source.identity(partition.topic)
+        claim = ledger.claim(
+            self.store,
+            consumer="monitor",
+            cluster_id=identity.cluster_id,
+            topic=partition.topic,
+            topic_id=identity.topic_id,
+            partition=partition.partition,
+            owner=self.owner,
+            beginning_offset=self.source.beginning(partition),
+            now_ms=self.now_ms(),
+        )
+        owned = OwnedPartition(
+            self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
+        )
+        self.owned[partition] = owned
+        self._buffers[partition] = _Buffer(owned.next_offset)
+        self.source.seek(partition, owned.next_offset)
+        self.source.resume([partition])
+        self.counters["claims"] += 1
+
+    # --- buffering --------------------------------------------------------------------------------
+
+    def _take(self, partition: Partition, batch: Polled) -> None:
+        buffer = self._buffers.get(partition)
+        if buffer is None:
+            return  # polled before the claim placed us, or after it failed: it is read again
+        records = batch.records
+        if records and records[0].offset < buffer.next_offset:
+            return  # fetched before a seek
+        if not buffer.records:
+            buffer.since_s = self._monotonic()
+        buffer.records.extend(records)
+        buffer.size += sum(len(r.value) for r in records if r.value)
+        buffer.next_offset = batch.next_offset
+        buffer.end_offset = batch.end_offset
+
+    def _work(self, lost: Sequence[Lost]) -> None:
+        if self._store_retry_s is not None:
+            self._store_is_back()
+        self._claim_due()
+        for loss in lost:
+            self._lose(loss)
+        if self._monotonic() - self._refreshed_s >= REFRESH_S:
+            self.knowledge.refresh()
+            self._refreshed_s = self._monotonic()
+        self._flush_all([p for p in sorted(self.owned) if self._due(p)])
+        if self._monotonic() - self._sighted_s >= SIGHT_S:
+            self._sight()
+            self._sighted_s = self._monotonic()
+
+    def _due(self, partition: Partition) -> bool:
+        buffer, owned = self._buffers[partition], self.owned[partition]
+        if len(buffer.records) >= self.flush_rows or buffer.size >= BUFFER_BYTES_MAX:
+            return True
+        if buffer.records:
+            return self._monotonic() - buffer.since_s >= self._flush_interval_s()
+        if owned.held & self.knowledge.cuts.keys() & self.knowledge.views.keys():
+            return True
+        # Control records at the end of the log move the position without bringing a message.
+        position, _ = self.source.progress(partition)
+        if position is not None and position > owned.next_offset:
+            buffer.next_offset = position
+            return True
+        return False
+
+    def _flush_interval_s(self) -> float:
+        """Flush at least twice per pane of the fastest model, so that its windows close in time."""
+        panes = [view.rules.pane_ms for view in self.knowledge.views.values()]
+        return min([self.flush_s, *(pane / 2_000 for pane in panes)])
+
+    # --- flushing ---------------------------------------------------------------------------------
+
+    def _flush_all(self, partitions: Sequence[Partition], *, last: bool = False) -> None:
+        done: dict[Partition, int] = {}
+        for partition in partitions:
+            owned = self.owned[partition]
+            try:
+                self._flush(partition, owned, last=last)
+                done[partition] = owned.next_offset
+            except ConflictError as error:
+                self.counters["conflicts"] += 1
+                log.info("%s", error)
+                self._drop_and_claim_again(partition, CLAIM_AGAIN_S)
+            except SQLAlchemyError:
+                raise
+            except Exception as error:  # noqa: BLE001 - no payload may stop its partition
+                self._counting_failed(partition, owned, error)
+        if done:
+            self.source.hint(done)
+
+    def _flush(self, partition: Partition, owned: OwnedPartition, *, last: bool) -> None:
+        buffer = self._buffers[partition]
+        nothing = not buffer.records and buffer.next_offset == owned.next_offset
+        if last and nothing:
+            return
+        trouble = self._trouble.get(partition)
+        _, end = self.source.progress(partition)
+        for records, next_offset in self._cut(buffer, owned, trouble):
+            flush = owned.flush(
+                records,
+                next_offset,
+                self.knowledge.views,
+                self.knowledge.cuts,
+                self.now_ms(),
+                end_offset=end,
+                caught_up=end is not None and next_offset >= end,
+                poison=trouble.poison if trouble else frozenset(),
+            )
+            self._account(partition, flush)
+        self._buffers[partition] = _Buffer(owned.next_offset, end_offset=end)
+        if trouble and owned.next_offset >= trouble.until:
+            del self._trouble[partition]
+
+    def _cut(
+        self, buffer: _Buffer, owned: OwnedPartition, trouble: _Trouble | None
+    ) -> list[tuple[list[Record], int]]:
+        """Return the batches to flush: one, or single records while a batch is in trouble."""
+        if trouble is None or owned.next_offset >= trouble.until:
+            return [(buffer.records, buffer.next_offset)]
+        careful = [r for r in buffer.records if r.offset < trouble.until]
+        rest = buffer.records[len(careful) :]
+        batches = [([record], record.offset + 1) for record in careful]
+        return [*batches, (rest, buffer.next_offset)]
+
+    def _account(self, partition: Partition, flush: Flush) -> None:
+        self.counters["flushes"] += 1
+        self.counters["messages"] += flush.messages
+        self.counters["fast"] += flush.fast
+        METRICS.flushed(partition, flush)
+
+    def _counting_failed(
+        self, partition: Partition, owned: OwnedPartition, error: Exception
+    ) -> None:
+        """No message may stop its partition: find the one that does, and reject it."""
+        self.counters["counting_failed"] += 1
+        log.error(
+            "Counting %s[%d] from offset %d failed",
+            *(partition.topic, partition.partition, owned.next_offset),
+            exc_info=error,
+        )
+        trouble = self._trouble.get(partition)
+        if trouble is None:
+            trouble = _Trouble(self._buffers[partition].next_offset)
+        else:  # one record at a time: it is the one at the stored offset
+            trouble = _Trouble(trouble.until, trouble.poison | {self._culprit(partition, owned)})
+        self._trouble[partition] = trouble
+        self._drop_and_claim_again(partition, 0.0)
+
+    def _culprit(self, partition: Partition, owned: OwnedPartition) -> int:
+        buffer = self._buffers[partition]
+        return next(
+            (r.offset for r in buffer.records if r.offset >= owned.next_offset), owned.next_offset
+        )
+
+    def _lose(self, loss: Lost) -> None:
+        owned = self.owned.get(loss.partition)
+        if owned is None:
+            return  # it is claimed first and then meets the same loss
+        self._flush_all([loss.partition])
+        if self.owned.get(loss.partition) is not owned:
+            return
+        try:
+            if loss.beginning > owned.next_offset:
+                count = loss.beginning - owned.next_offset
+                owned.lose(loss.beginning, self.now_ms())
+                self.counters["lost"] += count
+                METRICS.lost(loss.partition, count)
+                log.error(
+                    "%s[%d]: the log had dropped %d messages before they were read. Windows they "
+                    "touch cannot be told; give the topic more retention or the monitor more room.",
+                    *(loss.partition.topic, loss.partition.partition, count),
+                )
+            self._buffers[loss.partition] = _Buffer(owned.next_offset)
+        except ConflictError as error:
+            log.info("%s", error)
+            self._drop_and_claim_again(loss.partition, CLAIM_AGAIN_S)
+
+    # --- signs of life ----------------------------------------------------------------------------
+
+    def _sight(self) -> None:
+        sights = []
+        by_id = {owned.claim.partition_id: p for p, owned in self.owned.items()}
+        for partition, owned in sorted(self.owned.items()):
+            position, end = self.source.progress(partition)
+            caught_up = (
+                not self._buffers[partition].records
+                and end is not None
+                and position is not None
+                and position >= end
+                and owned.next_offset >= end
+            )
+            sights.append(ledger.Sight(owned.claim.partition_id, owned.claim.epoch, end, caught_up))
+            METRICS.lag(partition, None if end is None else max(0, end - owned.next_offset))
+        if not sights:
+            return
+        for partition_id in ledger.seen(self.store, sights, self.now_ms()):
+            self.counters["conflicts"] += 1
+            self._drop_and_claim_again(by_id[partition_id], CLAIM_AGAIN_S)
+
+    def _store_is_away(self, error: SQLAlchemyError) -> None:
+        first = self._store_retry_s is None
+        self._store_retry_s = self._monotonic() + STORE_RETRY_S
+        self.counters["store_errors"] += 1
+        if first:
+            log.error("The store is away; reading is paused until it answers: %s", error)
+        for partition in sorted(self._assigned):
+            self._drop(partition)
+            self._claim_at_s[partition] = self._monotonic()
+        if self._assigned:
+            self.source.pause(sorted(self._assigned))
+
+    def _store_is_back(self) -> None:
+        with self.store.read() as connection:
+            connection.execute(select(t.partitions.c.id).limit(1)).all()
+        log.info("The store answers; reading goes on from the stored offsets.")
+        self._store_retry_s = None

@@ -1,0 +1,574 @@
+"""One owned partition: what it remembers, and the flush that turns a batch of records into rows.
+
+A flush is one transaction that the fence opens: either everything about a batch is stored with
+its offsets, or nothing. When it fails, the whole object is dropped and loaded again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, field
+from sqlalchemy import Connection
+
+from trimtab.events.cloudevents import Role
+from trimtab.monitor.columns import Ints, Rows, concatenate
+from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
+from trimtab.monitor.decode import (
+    Decoded,
+    LabelColumns,
+    Reject,
+    ResourceRow,
+    decode_records,
+    prediction_values,
+)
+from trimtab.monitor.sampling import Sampler
+from trimtab.monitor.source import Record
+from trimtab.monitor.views import ModelView, Views
+from trimtab.stats.aggregate import ResourceState
+from trimtab.stats.cuts import ModelCuts
+from trimtab.store import flushes, ledger, panes
+from trimtab.store.baselines import cuts_from_rows
+from trimtab.store.engine import Store
+from trimtab.store.labels import NO_VALUE, LabelRun, PredictionRun, predictions_since, write_run
+from trimtab.store.ledger import Advance, Claim, ClassKey
+from trimtab.store.models import active_cuts
+from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
+from trimtab.windows.ids import HashSet
+from trimtab.windows.lateness import NEVER_MS, classify, sealed_to
+from trimtab.windows.panes import split_by, start_of
+
+_SHARD_SHIFT = np.uint64(32)
+
+
+class ModelState:
+    """What a partition remembers of one model."""
+
+    def __init__(self, stored: WatermarkRow | None = None) -> None:
+        self.newest_ms = stored.newest_ms if stored else NEVER_MS
+        self.sealed_ms = stored.sealed_ms if stored else NEVER_MS
+        self.last_row_record_ms = stored.last_row_record_ms if stored else 0
+        self.last_row_seen_ms = stored.last_row_seen_ms if stored else 0
+        self.pane_ms = 0
+        self.hashes: dict[int, HashSet] = {}
+        self.segments = Segments()
+
+    def row(self, model: str) -> WatermarkRow:
+        """What is stored of it."""
+        return WatermarkRow(
+            model,
+            self.newest_ms,
+            self.last_row_record_ms,
+            self.last_row_seen_ms,
+            self.sealed_ms,
+        )
+
+
+class Flush(Struct):
+    """What one flush writes; built from a batch before the transaction opens."""
+
+    from_offset: int
+    next_offset: int
+    messages: int = 0
+    record_ms: int | None = None
+    first_record_ms: int | None = None
+    units: Counter[str] = field(default_factory=Counter)
+    classes: Counter[ClassKey] = field(default_factory=Counter)
+    rejected: list[flushes.RejectedPayload] = field(default_factory=list)
+    revisions: dict[str, int] = field(default_factory=dict)
+    held: dict[str, Rows] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    runs: list[tuple[str, int, PredictionRun | LabelRun]] = field(default_factory=list)
+    resources: dict[tuple[str, int, str, str], ResourceState] = field(default_factory=dict)
+    touched_panes: set[PaneKey] = field(default_factory=set)
+    touched_models: set[str] = field(default_factory=set)
+    versions: dict[str, set[str]] = field(default_factory=dict)
+    fast: int = 0
+
+
+class OwnedPartition:
+    """A claimed partition. Not thread-safe: the ingest loop is its only user."""
+
+    def __init__(
+        self,
+        store: Store,
+        claim: Claim,
+        role: Role,
+        views: Views,
+        *,
+        shards: int = 1,
+    ) -> None:
+        self.store, self.claim, self.role, self.shards = store, claim, role, shards
+        self.next_offset = claim.next_offset
+        self.flush_seq = claim.flush_seq
+        self.models: dict[str, ModelState] = {}
+        self.open: dict[PaneKey, PaneRow] = {}
+        self.revisions: dict[str, int] = {}
+        self.held: set[str] = set()
+        self.versions: set[tuple[str, str]] = set()
+        self.sampler = Sampler(claim.partition_id)
+        self.has_losses = True  # unknown until the first flush has looked
+        self._load(views)
+
+    def _load(self, views: Views) -> None:
+        pid = self.claim.partition_id
+        with self.store.read() as connection:
+            for stored in panes.watermarks_of(connection, pid):
+                state = self.models[stored.model] = ModelState(stored)
+                state.segments = Segments(panes.stored_segments(connection, pid, stored.model))
+            for row in panes.open_panes(connection, pid):
+                self.open[row.key] = row
+            self.revisions = flushes.activations(connection, pid)
+            self.held = flushes.held_models(connection, pid)
+            for model, state in self.models.items():
+                if model in views:  # without a contract its rows are ignored
+                    state.pane_ms = views[model].rules.pane_ms
+                    self._load_hashes(connection, model, state, state.sealed_ms - state.pane_ms + 1)
+
+    def _load_hashes(
+        self, connection: Connection, model: str, state: ModelState, from_ms: int
+    ) -> None:
+        """Read the ids of panes that start at `from_ms` or later back from the runs."""
+        for hashes, starts in predictions_since(
+            connection, self.claim.partition_id, model, from_ms
+        ):
+            for start, index in split_by(starts):
+                mine = state.hashes.setdefault(start, HashSet())
+                of_pane = hashes[index]
+                mine.add(of_pane[mine.first_seen(of_pane)])
+
+    # --- the flush --------------------------------------------------------------------------------
+
+    def flush(
+        self,
+        records: Sequence[Record],
+        next_offset: int,
+        views: Views,
+        cuts: Mapping[str, ModelCuts],
+        now_ms: int,
+        *,
+        end_offset: int | None = None,
+        caught_up: bool = False,
+        poison: frozenset[int] = frozenset(),
+    ) -> Flush:
+        """Count a batch and store it with its offsets in one transaction.
+
+        `records` are those in [next_offset of the last flush, next_offset); `views` and `cuts` are in
+        force for all of them; offsets in `poison` are rejected unread. Raises ConflictError when another owner has taken the partition; after
+        any exception this object must be dropped.
+        """
+        flush = self._prepare(records, next_offset, views, cuts, now_ms, poison)
+        with self.store.write() as connection:
+            self.flush_seq = ledger.advance(
+                connection,
+                self.claim.partition_id,
+                self.claim.epoch,
+                Advance(
+                    from_offset=flush.from_offset,
+                    next_offset=next_offset,
+                    messages=flush.messages,
+                    rows=flush.units["row"],
+                    labels=flush.units["label"],
+                    resources=flush.units["resource"],
+                    record_ms=flush.record_ms,
+                    end_offset=end_offset,
+                    caught_up_ms=now_ms if caught_up else None,
+                ),
+                now_ms,
+            )
+            self._write(connection, flush, views, now_ms)
+        self.next_offset = next_offset
+        self._evict()
+        return flush
+
+    def lose(self, beginning: int, now_ms: int) -> None:
+        """Account for offsets that the log has dropped: from the last flush to `beginning`."""
+        pid = self.claim.partition_id
+        with self.store.write() as connection:
+            self.flush_seq = ledger.advance(
+                connection,
+                pid,
+                self.claim.epoch,
+                Advance(
+                    from_offset=self.next_offset,
+                    next_offset=beginning,
+                    lost=beginning - self.next_offset,
+                ),
+                now_ms,
+            )
+            ledger.add_loss(
+                connection, pid, self.next_offset, beginning, self.claim.record_ms, now_ms
+            )
+        self.next_offset = beginning
+        self.has_losses = True
+
+    def _prepare(
+        self,
+        records: Sequence[Record],
+        next_offset: int,
+        views: Views,
+        cuts: Mapping[str, ModelCuts],
+        now_ms: int,
+        poison: frozenset[int],
+    ) -> Flush:
+        decoded = decode_records(records, self.role, self.claim.topic, views, poison)
+        flush = Flush(self.next_offset, next_offset, len(records), units=decoded.units)
+        flush.fast = decoded.fast
+        if records:
+            flush.record_ms, flush.first_record_ms = records[-1].timestamp, records[0].timestamp
+        flush.classes.update(decoded.ignored)
+        for model in sorted(self.held & cuts.keys() & views.keys()):
+            self._release(flush, views[model], cuts[model])
+        for model, rows in decoded.rows.items():
+            self._rows(flush, views[model], cuts.get(model), rows, decoded, now_ms)
+        for model, labels in decoded.labels.items():
+            self._activate(flush, views[model])
+            self._labels(flush, views[model], labels)
+        self._resources(flush, decoded, records, views)
+        for reject in decoded.rejects:
+            self._reject(flush, reject, records[reject.record])
+        return flush
+
+    def _activate(self, flush: Flush, view: ModelView) -> None:
+        if self.revisions.get(view.model, 0) < view.revision:
+            flush.revisions[view.model] = view.revision
+            self.revisions[view.model] = view.revision
+
+    def _reject(self, flush: Flush, reject: Reject, record: Record) -> None:
+        flush.classes[ClassKey(reject.unit, reject.model, "rejected", reject.reason)] += reject.rows
+        flush.rejected.append(
+            flushes.RejectedPayload(
+                record.offset,
+                record.timestamp,
+                reject.model,
+                reject.reason,
+                reject.detail,
+                (record.value or b"")[: flushes.PAYLOAD_BYTES_MAX],
+            )
+        )
+
+    def _rows(
+        self,
+        flush: Flush,
+        view: ModelView,
+        cuts: ModelCuts | None,
+        rows: Rows,
+        decoded: Decoded,
+        now_ms: int,
+    ) -> None:
+        """Classify the rows of a model, then count or hold those that count."""
+        self._activate(flush, view)
+        model = view.model
+        state = self.models.setdefault(model, ModelState())
+        state.pane_ms = view.rules.pane_ms
+        times = classify(view.rules, state.newest_ms, rows.times_ms, rows.record_ms)
+        for i in np.flatnonzero(times.future).tolist():
+            text = (
+                f"Event time {rows.times_ms[i]} is beyond its Kafka timestamp {rows.record_ms[i]}."
+            )
+            decoded.rejects.append(Reject(int(rows.record[i]), "row", model, "future", text))
+        flush.classes[ClassKey("row", model, "too_late")] += int(times.too_late.sum())
+        keep = ~(times.future | times.too_late)
+        fresh = self._fresh(state, model, rows, times.panes_ms, keep)
+        flush.classes[ClassKey("row", model, "duplicate")] += int(keep.sum() - fresh.sum())
+        flush.touched_models.add(model)
+        state.newest_ms = times.newest_ms
+        state.last_row_seen_ms = now_ms
+        state.last_row_record_ms = int(rows.record_ms[-1])
+        if not fresh.any():
+            return
+        kept = rows if fresh.all() else rows.take(fresh)
+        starts = times.panes_ms[fresh]
+        grouping = group_rows(view, kept, state.segments)
+        self._see_versions(flush, model, kept)
+        self._append_predictions(flush, view, kept, starts, grouping)
+        self.sampler.offer(view, kept)
+        if cuts is None:
+            flush.held[model] = kept
+            flush.classes[ClassKey("row", model, "held")] += kept.size
+        else:
+            flush.classes[ClassKey("row", model, "counted")] += kept.size
+            self._count(flush, view, cuts, kept, starts, grouping)
+
+    def _fresh(self, state: ModelState, model: str, rows: Rows, starts: Ints, keep: Any) -> Any:
+        """Return which of the rows to keep bring their id for the first time in their pane."""
+        fresh = np.zeros(rows.size, np.bool_)
+        kept = np.flatnonzero(keep)
+        for start, place in split_by(starts[kept]):
+            index = kept[place]
+            known = state.hashes.get(start)
+            if known is None:
+                known = state.hashes[start] = HashSet()
+                if start + state.pane_ms <= state.sealed_ms:
+                    # It was evicted, and only a longer lateness opens it again.
+                    with self.store.read() as connection:
+                        self._load_hashes(connection, model, state, start)
+            first = known.first_seen(rows.hashes[index])
+            fresh[index[first]] = True
+            known.add(rows.hashes[index[first]])
+        return fresh
+
+    def _see_versions(self, flush: Flush, model: str, rows: Rows) -> None:
+        for version in set(rows.version.tolist()):
+            if (model, version) not in self.versions:
+                self.versions.add((model, version))
+                flush.versions.setdefault(model, set()).add(version)
+
+    def _count(
+        self,
+        flush: Flush,
+        view: ModelView,
+        cuts: ModelCuts,
+        rows: Rows,
+        starts: Ints,
+        grouping: Grouping,
+    ) -> None:
+        pane_ms = view.rules.pane_ms
+        for counted in count_rows(view, cuts, rows, starts, grouping):
+            key = self._key(view.model, counted, cuts.cuts_id, pane_ms)
+            before = self.open.get(key)
+            row = PaneRow(
+                key,
+                pane_ms,
+                counted.state if before is None else before.state.merge(counted.state),
+                sealed=False,
+                first_offset=min(counted.first_offset, before.first_offset)
+                if before
+                else counted.first_offset,
+                next_offset=max(counted.next_offset, before.next_offset)
+                if before
+                else counted.next_offset,
+            )
+            self.open[key] = row
+            flush.touched_panes.add(key)
+
+    def _key(self, model: str, counted: Any, cuts_id: str, pane_ms: int) -> PaneKey:
+        start = counted.pane_start_ms
+        sealed = start + pane_ms <= self.models[model].sealed_ms
+        generation = 0
+        if sealed:
+            mine = {k.generation for k in self.open if (k.model, k.pane_start_ms) == (model, start)}
+            if mine:
+                generation = max(mine)
+            else:
+                with self.store.read() as connection:
+                    generation = panes.generations(
+                        connection, self.claim.partition_id, model, start
+                    )
+        return PaneKey(
+            model,
+            start,
+            counted.version,
+            counted.arm,
+            counted.traffic_revision,
+            counted.segment,
+            generation,
+            cuts_id,
+        )
+
+    def _release(self, flush: Flush, view: ModelView, cuts: ModelCuts) -> None:
+        """Count the rows that were held until the model had cuts."""
+        model = view.model
+        with self.store.read() as connection:
+            bodies = flushes.held_bodies(connection, model, self.claim.partition_id)
+        flush.released.add(model)
+        if not bodies:
+            return
+        state = self.models.setdefault(model, ModelState())
+        for rows in map(Rows.from_bytes, bodies):
+            starts = classify(view.rules, NEVER_MS, rows.times_ms, rows.record_ms).panes_ms
+            flush.classes[ClassKey("row", model, "held")] -= rows.size
+            flush.classes[ClassKey("row", model, "counted")] += rows.size
+            flush.touched_models.add(model)
+            self._count(flush, view, cuts, rows, starts, group_rows(view, rows, state.segments))
+
+    # --- runs and resources -----------------------------------------------------------------------
+
+    def _append_predictions(
+        self, flush: Flush, view: ModelView, rows: Rows, starts: Ints, grouping: Grouping
+    ) -> None:
+        values = prediction_values(rows.prediction, regression=view.regression)
+        coded, classes = _coded(values, regression=view.regression)
+        run = PredictionRun(
+            rows.hashes,
+            starts,
+            grouping.codes.astype(np.int32),
+            coded,
+            tuple(grouping.groups),
+            classes,
+        )
+        for shard, index in _shards(rows.hashes, self.shards):
+            part = PredictionRun(
+                run.hashes[index],
+                run.panes_ms[index],
+                run.group[index],
+                run.values[index],
+                run.groups,
+                run.classes,
+            )
+            flush.runs.append((view.model, shard, part))
+
+    def _labels(self, flush: Flush, view: ModelView, labels: LabelColumns) -> None:
+        if labels.classes is not None:
+            coded, classes = _coded(labels.classes.tolist(), regression=False)
+        else:
+            coded, classes = labels.numbers, ()
+        flush.classes[ClassKey("label", view.model, "queued")] += labels.hashes.size
+        for shard, index in _shards(labels.hashes, self.shards):
+            part = LabelRun(
+                labels.hashes[index],
+                labels.times_ms[index],
+                labels.revision[index],
+                labels.retracted[index],
+                coded[index],
+                classes,
+            )
+            flush.runs.append((view.model, shard, part))
+
+    def _resources(
+        self, flush: Flush, decoded: Decoded, records: Sequence[Record], views: Views
+    ) -> None:
+        gauges: dict[tuple[str, int, str, str], dict[str, list[float]]] = {}
+
+        def add(row: ResourceRow) -> None:
+            start = start_of(row.time_ms, views[row.model].rules.pane_ms)
+            place = gauges.setdefault((row.model, start, row.version, row.instance), {})
+            for name, value in _gauges(row):
+                place.setdefault(name, []).append(value)
+
+        for row in decoded.resources:
+            view = views[row.model]
+            self._activate(flush, view)
+            if row.time_ms > records[row.record].timestamp + view.rules.future_ms:
+                text = f"Event time {row.time_ms} is beyond its Kafka timestamp."
+                decoded.rejects.append(Reject(row.record, "resource", row.model, "future", text))
+                continue
+            flush.classes[ClassKey("resource", row.model, "counted")] += 1
+            add(row)
+        for row in decoded.beside:
+            if row.time_ms <= records[row.record].timestamp + views[row.model].rules.future_ms:
+                add(row)
+        flush.resources = {key: ResourceState.observe(values) for key, values in gauges.items()}
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def _write(self, connection: Connection, flush: Flush, views: Views, now_ms: int) -> None:
+        pid = self.claim.partition_id
+        flushes.activate(connection, pid, flush.revisions, flush.from_offset)
+        self._seal(flush, views)
+        panes.write_panes(
+            connection, pid, self.flush_seq, [self.open[key] for key in flush.touched_panes]
+        )
+        panes.write_watermarks(
+            connection, pid, (self.models[m].row(m) for m in sorted(flush.touched_models))
+        )
+        for model, shard, run in flush.runs:
+            write_run(
+                connection,
+                partition_id=pid,
+                model=model,
+                shard=shard,
+                seq=self.flush_seq,
+                next_offset=flush.next_offset,
+                run=run,
+            )
+        panes.write_resources(connection, pid, flush.resources)
+        flushes.keep_rejected(connection, pid, flush.rejected)
+        flushes.see_versions(connection, {m: sorted(v) for m, v in flush.versions.items()}, now_ms)
+        self.sampler.write(connection, now_ms)
+        for model in sorted(flush.released):
+            flushes.drop_held(connection, model, pid)
+        self._hold(connection, flush, views, now_ms)
+        ledger.add_classes(connection, pid, flush.classes)
+        if self.has_losses and flush.first_record_ms is not None:
+            ledger.close_losses(connection, pid, flush.first_record_ms)
+            self.has_losses = False
+        self.held = (self.held - flush.released) | flush.held.keys()
+
+    def _hold(self, connection: Connection, flush: Flush, views: Views, now_ms: int) -> None:
+        """Hold rows; when enough have come over all partitions, make the model's cuts from them."""
+        for model, rows in sorted(flush.held.items()):
+            flushes.lock_model(connection, model)
+            flushes.hold_rows(
+                connection,
+                self.claim.partition_id,
+                model,
+                int(rows.offset[0]),
+                rows.size,
+                rows.to_bytes(),
+            )
+            wanted = views[model].contract.reference.rows
+            enough = flushes.held_total(connection, model) >= wanted
+            if not enough or active_cuts(connection, model) is not None:
+                continue
+            every = concatenate(
+                [Rows.from_bytes(body) for body in flushes.held_bodies(connection, model)]
+            )
+            cuts_from_rows(
+                connection,
+                model,
+                every.feature_values(),
+                now_ms,
+                prediction=every.prediction.tolist(),
+                score=every.score_values(),
+            )
+
+    def _seal(self, flush: Flush, views: Views) -> None:
+        """Seal the panes that the flush's watermarks have passed."""
+        for model in flush.touched_models:
+            state = self.models[model]
+            state.sealed_ms = sealed_to(views[model].rules, state.newest_ms, state.sealed_ms)
+        for key, row in self.open.items():
+            state = self.models[key.model]
+            if key.pane_start_ms + row.pane_length_ms <= state.sealed_ms:
+                flush.touched_panes.add(key)
+        for key in flush.touched_panes:
+            row = self.open[key]
+            sealed = key.pane_start_ms + row.pane_length_ms <= self.models[key.model].sealed_ms
+            if sealed:
+                self.open[key] = PaneRow(
+                    key,
+                    row.pane_length_ms,
+                    row.state,
+                    sealed=True,
+                    first_offset=row.first_offset,
+                    next_offset=row.next_offset,
+                )
+
+    def _evict(self) -> None:
+        """Forget sealed panes: their rows are in SQL, and no row may come to them any more."""
+        self.open = {key: row for key, row in self.open.items() if not row.sealed}
+        for state in self.models.values():
+            gone = [start for start in state.hashes if start + state.pane_ms <= state.sealed_ms]
+            for start in gone:
+                del state.hashes[start]
+
+
+def _coded(values: Sequence[Any], *, regression: bool) -> tuple[Any, tuple[str, ...]]:
+    if regression:
+        return np.array(values, dtype=np.float64), ()
+    places: dict[str, int] = {}
+    codes = [NO_VALUE if v is None else places.setdefault(v, len(places)) for v in values]
+    return np.array(codes, dtype=np.int32), tuple(places)
+
+
+def _shards(hashes: Any, shards: int) -> list[tuple[int, Any]]:
+    if shards == 1:
+        return [(0, slice(None))] if hashes.size else []
+    owner = (hashes >> _SHARD_SHIFT) % np.uint64(shards)
+    return [(int(s), np.flatnonzero(owner == s)) for s in np.unique(owner)]
+
+
+def _gauges(row: ResourceRow) -> list[tuple[str, float]]:
+    sample = row.sample
+    named = {
+        "cpu": sample.cpu_percent,
+        "memory": sample.memory_bytes,
+        "disk": sample.disk_percent,
+        "gpu": sample.gpu_percent,
+        "queue_depth": sample.queue_depth,
+    }
+    return [(name, float(value)) for name, value in named.items() if value is not None]

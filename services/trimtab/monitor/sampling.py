@@ -1,0 +1,101 @@
+"""The row sample of one partition in memory: per model and hour the rows of lowest id hash.
+
+Samples are for people's reports, apart from the counts, so they are written every few seconds, not at
+every flush; a crash may cost the sample (never the counts) of that long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sqlalchemy import Connection
+
+from trimtab.monitor.columns import Rows
+from trimtab.monitor.views import ModelView
+from trimtab.store.samples import (
+    HOUR_MS,
+    SAMPLE_ROWS,
+    SampleRow,
+    bottom,
+    partition_sample,
+    write_sample,
+)
+from trimtab.windows.panes import pane_starts, split_by
+
+WRITE_EVERY_MS = 10_000
+HOURS_OPEN = 4
+TEXT_CHARS_MAX = 200
+
+
+class Sampler:
+    """Keeps and writes the samples of a partition."""
+
+    def __init__(self, partition_id: int) -> None:
+        self.partition_id = partition_id
+        self._samples: dict[tuple[str, int], list[SampleRow]] = {}
+        self._unread: set[tuple[str, int]] = set()
+        self._changed: set[tuple[str, int]] = set()
+        self._written_ms = 0
+
+    def offer(self, view: ModelView, rows: Rows) -> None:
+        """Let rows into the sample of their hour where their hash is among the lowest."""
+        hours = pane_starts(rows.times_ms, HOUR_MS)
+        for hour, rows_of_hour in split_by(hours):
+            key = (view.model, hour)
+            if key not in self._samples:
+                self._samples[key] = []
+                self._unread.add(key)
+            sample = self._samples[key]
+            index, hashes = rows_of_hour, rows.hashes[rows_of_hour]
+            if len(sample) >= SAMPLE_ROWS:
+                index = index[hashes < np.uint64(sample[-1].hash)]
+            elif index.size > SAMPLE_ROWS:
+                index = index[np.argpartition(hashes, SAMPLE_ROWS)[:SAMPLE_ROWS]]
+            if index.size:
+                self._samples[key] = bottom(sample + _sample_rows(view, rows.take(index)))
+                self._changed.add(key)
+
+    def write(self, connection: Connection, now_ms: int, *, at_once: bool = False) -> None:
+        """Store what has changed, if it is time; inside the flush."""
+        if not self._changed or (now_ms - self._written_ms < WRITE_EVERY_MS and not at_once):
+            return
+        for key in sorted(self._changed):
+            model, hour = key
+            if key in self._unread:  # an earlier owner's sample of the same hour
+                stored = partition_sample(connection, self.partition_id, model, hour)
+                self._samples[key] = bottom(self._samples[key] + stored)
+                self._unread.discard(key)
+            write_sample(connection, self.partition_id, model, hour, self._samples[key])
+        self._changed.clear()
+        self._written_ms = now_ms
+        for model in {model for model, _ in self._samples}:
+            hours = sorted(hour for name, hour in self._samples if name == model)
+            for hour in hours[:-HOURS_OPEN]:
+                del self._samples[model, hour]
+
+
+def _sample_rows(view: ModelView, rows: Rows) -> list[SampleRow]:
+    features = view.contract.features
+    columns = {
+        name: values
+        for name, values in rows.feature_values().items()
+        if not features[name].personal
+    }
+    scores = rows.score_values()
+    latencies = rows.latency_ms.tolist()
+    return [
+        SampleRow(
+            hash=int(rows.hashes[i]),
+            id=rows.ids[i],
+            time_ms=int(rows.times_ms[i]),
+            version=rows.version[i],
+            prediction=_short(rows.prediction[i]),
+            score=scores[i],  # type: ignore[arg-type]
+            latency_ms=None if latencies[i] != latencies[i] else latencies[i],
+            features={name: _short(values[i]) for name, values in columns.items()},
+        )
+        for i in range(rows.size)
+    ]
+
+
+def _short(value: object) -> object:
+    return value[:TEXT_CHARS_MAX] if isinstance(value, str) else value
