@@ -151,9 +151,7 @@ def open_alerts(source: Store | Connection, model: str | None = None) -> list[Al
         return [_alert(body) for body in connection.scalars(query)]
 
 
-def last_resolved(
-    connection: Connection, model: str, conditions: Sequence[str]
-) -> list[Alert]:
+def last_resolved(connection: Connection, model: str, conditions: Sequence[str]) -> list[Alert]:
     """Return, per condition, the alert that was resolved last."""
     found = []
     for condition in conditions:

@@ -282,3 +282,19 @@ def first_pane_ms(connection: Connection, model: str) -> int | None:
         select(func.min(panes.c.pane_start_ms)).where(panes.c.model == model)
     )
     return start_ms
+
+
+def windows_ending(connection: Connection, model: str, after_ms: int, to_ms: int) -> list[int]:
+    """Return the starts of judged windows that end in (after_ms, to_ms], oldest first."""
+    return list(
+        connection.scalars(
+            select(verdicts.c.window_start_ms)
+            .where(
+                verdicts.c.model == model,
+                verdicts.c.latest,
+                verdicts.c.window_end_ms > after_ms,
+                verdicts.c.window_end_ms <= to_ms,
+            )
+            .order_by(verdicts.c.window_start_ms)
+        )
+    )

@@ -1,0 +1,481 @@
+"""The evaluator: closed windows to verdicts, verdicts to alerts, all in one transaction per model.
+
+Under a lease. Each tick, for each model: windows that the watermark has passed, in order; and earlier
+windows whose input changed, found by the positions of flushes and joins, each revised at most once per
+`coalesce_ms` and only when its digest differs. It reads in one snapshot, computes without holding a lock,
+and writes verdicts, alerts, outbox and its own progress in one transaction that checks the lease.
+"""
+
+import heapq
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, select
+
+from trimtab import logs
+from trimtab.alerts.lifecycle import AlertChange, condition_of, next_alerts
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import usable
+from trimtab.detect.rules import flag_of
+from trimtab.detect.series import close_windows, coalesce_ms
+from trimtab.detect.verdict import Detector, encode, evaluate, input_digest
+from trimtab.errors import ConflictError, TrimtabError
+from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
+from trimtab.monitor.window_inputs import ModelReader
+from trimtab.records import Finding, Outcome, Reason, Verdict
+from trimtab.stats.aggregate import PaneState
+from trimtab.store import alerts, baselines
+from trimtab.store.engine import Store
+from trimtab.store.leases import Lease, acquire, check, release
+from trimtab.store.models import ContractRow, contracts_digest, load_contracts
+from trimtab.store.panes import watermark
+from trimtab.store.tables import panes, watermarks
+from trimtab.store.verdicts import (
+    Progress,
+    add_verdict,
+    first_pane_ms,
+    flushed_since,
+    head_of,
+    joined_since,
+    progress_of,
+    save_progress,
+    windows_ending,
+)
+from trimtab.windows.panes import start_of
+from trimtab.windows.watermark import Watermark
+
+LEASE = "evaluator"
+WINDOWS_PER_TICK = 64
+"""Per model: a backlog is worked off in transactions of this size, so that other models get their turn."""
+LIVE_MS = 600_000
+"""A model whose newest row was this close to its Kafka time (or ten windows, if longer) runs live: when it
+falls silent, the wall clock closes its windows as `no_data`. A replay of the past does not."""
+
+log = logs.get("evaluator")
+
+
+class _Judged(Struct, frozen=True):
+    """One verdict that is about to be written."""
+
+    verdict: Verdict
+    state: PaneState | None
+    gather: bool
+    """Whether its counts go into the baseline from traffic."""
+
+
+class _Plan(Struct):
+    """What one tick does to one model."""
+
+    judged: list[_Judged]
+    progress: Progress
+    changed: bool
+
+
+class Evaluator:
+    """Judges every model's closed windows. `tick` from one thread only."""
+
+    def __init__(
+        self,
+        store: Store,
+        owner: str,
+        *,
+        lease_s: float = 30.0,
+        detector: Detector | None = None,
+        before_commit: Callable[[str], None] | None = None,
+    ) -> None:
+        """`owner` names this process; `before_commit(model)` is called inside each transaction, last."""
+        self._store = store
+        self._owner = owner
+        self._hold_ms = round(lease_s * 1000)
+        self._detector = detector
+        self._before_commit = before_commit or (lambda _model: None)
+        self._lease: Lease | None = None
+        self._contracts: dict[str, ContractRow] = {}
+        self._contracts_digest = ""
+        self._readers: dict[str, ModelReader] = {}
+        self.failures: dict[str, str] = {}
+        """Models whose last evaluation failed, and why; shown by metrics and status."""
+
+    def tick(self, now_ms: int) -> int:
+        """Judge what is due; return the number of verdicts written (0 while another holds the lease)."""
+        lease = self._held(now_ms)
+        if lease is None:
+            return 0
+        self._refresh()
+        written = 0
+        for model, row in self._contracts.items():
+            try:
+                written += self._evaluate(model, row, lease, now_ms)
+                self.failures.pop(model, None)
+            except ConflictError:
+                self._lease = None
+                self._readers.clear()
+                log.info("evaluator_lost_lease", owner=self._owner)
+                return written
+            except TrimtabError as error:
+                # One model that cannot be judged must not keep the others from it.
+                if self.failures.get(model) != str(error):
+                    log.exception("evaluation_failed", model=model)
+                self.failures[model] = str(error)
+                self._readers.pop(model, None)
+        return written
+
+    def close(self) -> None:
+        """Give the lease back."""
+        if self._lease is not None:
+            release(self._store, self._lease)
+            self._lease = None
+
+    def _held(self, now_ms: int) -> Lease | None:
+        """Renew at half time, so that an idle tick writes nothing."""
+        if self._lease is not None and self._lease.expires_ms - now_ms > self._hold_ms // 2:
+            return self._lease
+        before = self._lease
+        self._lease = acquire(self._store, LEASE, self._owner, now_ms, self._hold_ms)
+        if before is None or self._lease is None or before.token != self._lease.token:
+            self._readers.clear()  # another owner may have written since
+        return self._lease
+
+    def _refresh(self) -> None:
+        digest = contracts_digest(self._store)
+        if digest != self._contracts_digest:
+            self._contracts = load_contracts(self._store)
+            self._contracts_digest = digest
+
+    def _reader(self, row: ContractRow) -> ModelReader:
+        reader = self._readers.get(row.contract.name)
+        if reader is None or reader.revision != row.revision:
+            reader = ModelReader(self._store, row.contract, row.revision)
+            self._readers[row.contract.name] = reader
+        return reader
+
+    def _evaluate(self, model: str, row: ContractRow, lease: Lease, now_ms: int) -> int:
+        reader = self._reader(row)
+        with self._store.read() as connection:
+            plan = self._plan(connection, reader, now_ms)
+        if plan is None or not plan.changed:
+            return 0
+        try:
+            return self._write(model, row.contract, plan, lease, now_ms)
+        except BaseException:
+            reader.forget()
+            raise
+
+    # --- reading and judging ----------------------------------------------------------------------
+
+    def _plan(self, connection: Connection, reader: ModelReader, now_ms: int) -> _Plan | None:
+        contract = reader.contract
+        model, length_ms = contract.name, contract.windows.length_ms
+        progress = progress_of(connection, model)
+        if progress is None:
+            first_ms = first_pane_ms(connection, model)
+            if first_ms is None:
+                return None
+            progress = Progress(evaluated_to_ms=start_of(first_ms, length_ms))
+        from_ms = -(-progress.evaluated_to_ms // length_ms) * length_ms
+        mark = watermark(connection, model, now_ms)
+        flushed = flushed_since(connection, model, progress.seen)
+        joined = joined_since(connection, model, progress.joined)
+        panes_ms = (*flushed.pane_starts_ms, *joined.pane_starts_ms)
+        due = _labels_due_windows(connection, contract, progress.due_to_ms, mark.ms)
+        changed = {
+            start_ms
+            for start_ms in (*(start_of(p, length_ms) for p in panes_ms), *progress.pending, *due)
+            if start_ms < from_ms
+        }
+        reader.begin(connection)
+        # Revisions first, so that new windows remember what is now known of the earlier ones.
+        revised, pending = self._revise(connection, reader, changed, mark, now_ms)
+        closed_to_ms = _closed_to(connection, contract, mark, from_ms, now_ms)
+        with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
+        closing = close_windows(
+            from_ms,
+            closed_to_ms,
+            length_ms,
+            with_rows,
+            progress.empty_windows,
+            WINDOWS_PER_TICK,
+        )
+        judged, full = self._judge_new(connection, reader, closing.window_starts_ms, mark, now_ms)
+        evaluated_to_ms, empty_windows = closing.evaluated_to_ms, closing.empty_windows
+        if full is not None:  # the baseline is complete: the rest waits until it has its number
+            evaluated_to_ms, empty_windows = full + length_ms, 0
+        pending |= {
+            j.verdict.window_start_ms for j in judged if _stalled(mark, j.verdict.window_end_ms)
+        }
+        after = Progress(
+            evaluated_to_ms=evaluated_to_ms,
+            seen=flushed.positions,
+            joined=joined.positions,
+            pending=sorted(pending),
+            due_to_ms=_due_to(contract, progress.due_to_ms, mark.ms),
+            empty_windows=empty_windows,
+        )
+        moved = msgspec.structs.replace(after, due_to_ms=progress.due_to_ms) != progress
+        return _Plan([*revised, *judged], after, moved or bool(judged or revised or due))
+
+    def _judge_new(
+        self,
+        connection: Connection,
+        reader: ModelReader,
+        starts: tuple[int, ...],
+        mark: Watermark,
+        now_ms: int,
+    ) -> tuple[list[_Judged], int | None]:
+        """Judge windows in order; stop after the one that completes the baseline from traffic."""
+        length_ms = reader.contract.windows.length_ms
+        min_rows = reader.contract.windows.min_rows
+        judged = []
+        for start_ms in starts:
+            one = self._judge(connection, reader, start_ms, start_ms + length_ms, mark, now_ms)
+            if one is None:
+                continue
+            verdict, state = one
+            if (
+                not reader.gathering
+                or _stalled(mark, verdict.window_end_ms) is not None
+                or state is None
+                or not usable(state, min_rows)
+                or not reader.same_cuts(state)
+            ):
+                judged.append(_Judged(verdict, state, gather=False))
+                continue
+            judged.append(_Judged(verdict, state, gather=True))
+            if reader.gather(state) >= reader.contract.reference.windows:
+                return judged, start_ms
+        return judged, None
+
+    def _revise(
+        self,
+        connection: Connection,
+        reader: ModelReader,
+        changed: set[int],
+        mark: Watermark,
+        now_ms: int,
+    ) -> tuple[list[_Judged], set[int]]:
+        """Judge changed windows again, oldest first; windows that remember them follow.
+
+        Returns the new revisions, and the windows that must wait.
+        """
+        length_ms = reader.contract.windows.length_ms
+        wait_ms = coalesce_ms(length_ms)
+        queue = sorted(changed)
+        heapq.heapify(queue)
+        queued, done, pending = set(queue), set[int](), set[int]()
+        revised: list[_Judged] = []
+        while queue:
+            start_ms = heapq.heappop(queue)
+            if start_ms in done:
+                continue
+            done.add(start_ms)
+            head = reader.head(connection, start_ms)
+            open_ = mark.ms is None or start_ms + length_ms > mark.ms
+            held = head is not None and head.reason is Reason.STALLED and open_
+            early = head is not None and now_ms - head.created_ms < wait_ms
+            if held or early or len(revised) >= WINDOWS_PER_TICK:
+                pending.add(start_ms)
+                continue
+            one = self._judge(connection, reader, start_ms, start_ms + length_ms, mark, now_ms)
+            if one is None:
+                continue
+            revised.append(_Judged(one[0], one[1], gather=False))
+            if head is None or _memory_of(head.findings) != _memory_of(one[0].findings):
+                for later in range(1, reader.memory + 1):
+                    follower = start_ms + later * length_ms
+                    if follower not in queued and reader.head(connection, follower) is not None:
+                        queued.add(follower)
+                        heapq.heappush(queue, follower)
+        return revised, pending
+
+    def _judge(
+        self,
+        connection: Connection,
+        reader: ModelReader,
+        start_ms: int,
+        end_ms: int,
+        mark: Watermark,
+        now_ms: int,
+    ) -> tuple[Verdict, PaneState | None] | None:
+        """Return the window's new verdict, and remember it; None when its evidence is what it was."""
+        head = reader.head(connection, start_ms)
+        if head is not None and head.window_end_ms != end_ms:
+            return None  # judged under another window length: that series has ended
+        inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
+        if head is not None and head.evidence.input_digest == input_digest(inputs):
+            return None
+        verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
+        reader.remember(head_of(encode(verdict), now_ms))
+        return verdict, read.state
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def _write(self, model: str, contract: Contract, plan: _Plan, lease: Lease, now_ms: int) -> int:
+        written = 0
+        with self._store.write() as connection:
+            check(connection, lease)
+            for judged in plan.judged:
+                verdict = judged.verdict
+                verdict_id = add_verdict(connection, verdict, now_ms)
+                if verdict_id is None:
+                    continue
+                written += 1
+                _publish_verdict(connection, verdict, verdict_id, now_ms)
+                _apply_alerts(connection, contract, verdict, verdict_id, now_ms)
+            windows = [
+                (j.verdict.window_start_ms, j.state)
+                for j in plan.judged
+                if j.gather and j.state is not None
+            ]
+            if windows:
+                baselines.extend_draft(
+                    connection,
+                    model,
+                    windows,
+                    contract.reference.windows,
+                    contract.windows.length_ms,
+                    now_ms,
+                )
+            save_progress(connection, model, plan.progress, now_ms)
+            self._before_commit(model)
+        return written
+
+
+def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:
+    """What later windows remember of a verdict."""
+    return [
+        (f.rule, flag_of(f), f.onset_ms if f.outcome is Outcome.ALARM else None)
+        for f in findings
+        if f.rule is not None
+    ]
+
+
+def _stalled(mark: Watermark, end_ms: int) -> str | None:
+    if mark.reason != "stalled" or (mark.ms is not None and end_ms <= mark.ms):
+        return None
+    return (
+        f"partitions {', '.join(map(str, mark.held_by))} make no progress and may hold rows of it"
+    )
+
+
+def _closed_to(
+    connection: Connection, contract: Contract, mark: Watermark, evaluated_to_ms: int, now_ms: int
+) -> int:
+    """Up to where windows are closed: by the watermark, past a stall, or by a live model's silence."""
+    if mark.reason == "stalled" and mark.beyond_ms is not None:
+        return max(mark.beyond_ms, mark.ms or evaluated_to_ms)
+    if mark.ms is None:
+        return evaluated_to_ms
+    if mark.reason != "idle":
+        return mark.ms
+    newest = connection.execute(
+        select(watermarks.c.newest_ms, watermarks.c.last_row_record_ms)
+        .where(watermarks.c.model == contract.name)
+        .order_by(watermarks.c.newest_ms.desc())
+        .limit(1)
+    ).one_or_none()
+    windows = contract.windows
+    live = newest is not None and abs(newest.last_row_record_ms - newest.newest_ms) < max(
+        LIVE_MS, 10 * windows.length_ms
+    )
+    if not live:
+        return mark.ms
+    silent_to_ms = now_ms - windows.out_of_order_ms - windows.idle_ms - windows.length_ms
+    return max(mark.ms, silent_to_ms)
+
+
+def _windows_with_rows(
+    connection: Connection, contract: Contract, from_ms: int, to_ms: int
+) -> tuple[set[int], int]:
+    """Starts of windows with rows in [from_ms, to_ms), and up to where this is known."""
+    length_ms = contract.windows.length_ms
+    limit = (WINDOWS_PER_TICK + 1) * max(1, length_ms // contract.windows.pane_ms)
+    starts = list(
+        connection.scalars(
+            select(panes.c.pane_start_ms.distinct())
+            .where(
+                panes.c.model == contract.name,
+                panes.c.pane_start_ms >= from_ms,
+                panes.c.pane_start_ms < to_ms,
+            )
+            .order_by(panes.c.pane_start_ms)
+            .limit(limit)
+        )
+    )
+    if len(starts) == limit:
+        to_ms = min(to_ms, start_of(starts[-1], length_ms))
+    return {start_of(start, length_ms) for start in starts}, to_ms
+
+
+def _due_to(contract: Contract, due_to_ms: int | None, mark_ms: int | None) -> int | None:
+    horizon_ms = contract.labels.horizon_ms
+    if horizon_ms is None or mark_ms is None:
+        return due_to_ms
+    return mark_ms - horizon_ms if due_to_ms is None else max(due_to_ms, mark_ms - horizon_ms)
+
+
+def _labels_due_windows(
+    connection: Connection, contract: Contract, due_to_ms: int | None, mark_ms: int | None
+) -> list[int]:
+    """Windows whose promised labels have run out since the last look."""
+    horizon_ms = contract.labels.horizon_ms
+    if horizon_ms is None or mark_ms is None:
+        return []
+    after_ms = mark_ms - horizon_ms if due_to_ms is None else due_to_ms
+    return windows_ending(connection, contract.name, after_ms, mark_ms - horizon_ms)
+
+
+def _publish_verdict(
+    connection: Connection, verdict: Verdict, verdict_id: int, now_ms: int
+) -> None:
+    alerts.enqueue(
+        connection,
+        f"verdict:{verdict.window_start_ms}:{verdict.revision}",
+        alerts.OUTCOMES,
+        verdict.model,
+        VERDICT_TYPE,
+        {
+            "verdict_id": verdict_id,
+            "window_start_ms": verdict.window_start_ms,
+            "window_end_ms": verdict.window_end_ms,
+            "revision": verdict.revision,
+            "outcome": str(verdict.outcome),
+            "kind": None if verdict.kind is None else str(verdict.kind),
+            "reason": str(verdict.reason),
+            "summary": verdict.summary,
+            "changed": verdict.changed,
+        },
+        now_ms,
+    )
+
+
+def _apply_alerts(
+    connection: Connection, contract: Contract, verdict: Verdict, verdict_id: int, now_ms: int
+) -> None:
+    """Open, update and resolve alerts by a verdict, and queue what receivers should hear."""
+    held = alerts.open_alerts(connection, verdict.model)
+    open_conditions = {alert.condition for alert in held}
+    alarming = {condition_of(f) for f in verdict.findings if f.outcome is Outcome.ALARM}
+    closed = alerts.last_resolved(connection, verdict.model, sorted(alarming - open_conditions))
+    silences = alerts.silences_of(connection, verdict.model, now_ms)
+    for change in next_alerts([*held, *closed], verdict, verdict_id, now_ms):
+        alert = change.alert
+        alerts.save_alert(connection, alert)
+        silenced = any(s.mutes(alert.condition, now_ms) for s in silences)
+        alerts.enqueue(
+            connection,
+            f"alert:{alert.id}:{change.change}:{verdict_id}",
+            alerts.OUTCOMES,
+            alert.model,
+            ALERT_TYPE,
+            alerts.alert_event_body(alert, change.change, silenced=silenced),
+            now_ms,
+            _receivers(contract, change, silenced=silenced),
+        )
+
+
+def _receivers(contract: Contract, change: AlertChange, *, silenced: bool) -> list[str]:
+    """Kafka hears everything; webhooks hear of beginnings and ends that nobody has silenced."""
+    if silenced or change.change == "updated":
+        return [alerts.KAFKA]
+    return [alerts.KAFKA, *(f"webhook:{name}" for name in contract.alarms.webhooks)]

@@ -1,0 +1,289 @@
+"""Reading what a verdict depends on, in the caller's snapshot; with the memory that makes it cheap.
+
+An earlier window keeps the contract revision, the baseline and the judged version of its first verdict,
+so that a late row changes what it changes and nothing else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import msgspec
+from sqlalchemy import Connection, select
+
+import trimtab
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import Baseline
+from trimtab.detect.figures import Figures, Labelled, comparisons
+from trimtab.detect.rules import PriorWindow, flag_of, longest_memory, rules_of
+from trimtab.detect.verdict import WindowInputs
+from trimtab.events.types import Traffic
+from trimtab.records import Kind, Outcome
+from trimtab.stats.aggregate import PaneState, ResourceState
+from trimtab.stats.cuts import ModelCuts
+from trimtab.store import baselines
+from trimtab.store.engine import Store
+from trimtab.store.labels import window_performance
+from trimtab.store.models import active_cuts, contract_at, cuts_at
+from trimtab.store.panes import WindowState, window_resources, window_state
+from trimtab.store.tables import traffic
+from trimtab.store.verdicts import Head, heads_between
+
+COMPARISONS_KEPT = 256
+_COMPARED = (Kind.INPUT, Kind.PREDICTION)
+
+BaselineKey = tuple[int | None, int]
+
+
+class ModelReader:
+    """Builds the inputs of one model's windows. Made anew when its contract changes."""
+
+    def __init__(self, store: Store, contract: Contract, revision: int) -> None:
+        self.store = store
+        self.contract = contract
+        self.revision = revision
+        self.memory = longest_memory(rules_of(contract))
+        self.heads: OrderedDict[int, Head] = OrderedDict()
+        """Heads of recent windows' latest verdicts, by start."""
+        self._loaded: set[int] = set()
+        self._compared: OrderedDict[tuple[str, BaselineKey | None, str | None], Figures] = (
+            OrderedDict()
+        )
+        self._contracts: dict[int, Contract] = {revision: contract}
+        self._baselines: dict[int, Baseline] = {}
+        self.draft: Baseline | None = None
+        """The baseline that traffic is filling, as of the windows closed so far."""
+
+    def begin(self, connection: Connection) -> None:
+        """Read what holds for a whole tick: the active cuts and baseline, the champion."""
+        self.cuts = active_cuts(connection, self.contract.name)
+        self.champion = _champion(connection, self.contract.name)
+        active = baselines.active_baseline_id(connection, self.contract.name)
+        self.baseline = None if active is None else self._baseline(connection, active)
+        self.draft = None
+        gathers = self.contract.reference.from_ == "traffic"
+        if self.baseline is None and gathers and self.cuts is not None:
+            row = baselines.draft(connection, self.contract.name, self.cuts.cuts_id)
+            if row is not None and row.windows:
+                self.draft = Baseline(row.state, row.windows, self.contract.reference.windows)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether closed windows still go into a baseline from traffic."""
+        return (
+            self.baseline is None
+            and self.cuts is not None
+            and self.contract.reference.from_ == "traffic"
+        )
+
+    def same_cuts(self, state: PaneState) -> bool:
+        """Whether a state was counted under the active cuts."""
+        return self.cuts is not None and self.cuts.cuts_id == state.cuts_id
+
+    def _baseline(self, connection: Connection, baseline_id: int) -> Baseline:
+        if baseline_id not in self._baselines:
+            row = baselines.baseline(connection, baseline_id)
+            self._baselines[baseline_id] = Baseline(
+                row.state, row.windows, self.contract.reference.windows, row.id
+            )
+        return self._baselines[baseline_id]
+
+    def head(self, connection: Connection, start_ms: int) -> Head | None:
+        """Return what the window's latest verdict remembers; None when it has none."""
+        if start_ms not in self._loaded:
+            found = heads_between(connection, self.contract.name, start_ms, start_ms + 1)
+            self._loaded.add(start_ms)
+            for head in found:
+                self.remember(head)
+        return self.heads.get(start_ms)
+
+    def remember(self, head: Head) -> None:
+        """Keep the head of a verdict that was just made or read."""
+        self.heads[head.window_start_ms] = head
+        self.heads.move_to_end(head.window_start_ms)
+        self._loaded.add(head.window_start_ms)
+        while len(self.heads) > 4 * (self.memory + COMPARISONS_KEPT):
+            gone, _ = self.heads.popitem(last=False)
+            self._loaded.discard(gone)
+        if len(self._loaded) > 64 * COMPARISONS_KEPT:
+            self._loaded = set(self.heads)
+
+    def forget(self) -> None:
+        """Drop what was remembered: the write that should have stored it did not happen."""
+        self.heads.clear()
+        self._loaded.clear()
+
+    def contract_of(self, head: Head | None) -> tuple[int, Contract]:
+        """Return the contract that a window is judged by: its first verdict's, else the current."""
+        revision = self.revision if head is None else head.evidence.contract_revision
+        if revision not in self._contracts:
+            row = contract_at(self.store, self.contract.name, revision)
+            self._contracts[revision] = row.contract
+        return revision, self._contracts[revision]
+
+    def inputs(
+        self,
+        connection: Connection,
+        start_ms: int,
+        end_ms: int,
+        watermark_ms: int | None,
+        stalled: str | None,
+    ) -> tuple[WindowInputs, WindowState]:
+        """Return a window's inputs as they are now, and the state they were read from."""
+        model = self.contract.name
+        head = self.head(connection, start_ms)
+        revision, contract = self.contract_of(head)
+        read = window_state(connection, model, start_ms, end_ms)
+        cuts = self._cuts_of(connection, read)
+        performance = {
+            version: Labelled(p.state, p.labelled_rows, p.predicted_rows)
+            for version, p in window_performance(connection, model, start_ms, end_ms).items()
+        }
+        judged = self._judged_version(head, read, performance)
+        baseline = self._baseline_of(connection, head, read)
+        key = None if baseline is None else (baseline.id, baseline.windows)
+        resources = ResourceState()
+        for state in window_resources(connection, model, start_ms, end_ms).values():
+            resources = resources.merge(state)
+        labelled = performance[judged].labelled_rows if judged in performance else 0
+        return WindowInputs(
+            contract=contract,
+            contract_revision=revision,
+            code_version=trimtab.__version__,
+            window_start_ms=start_ms,
+            window_end_ms=end_ms,
+            revision=1 if head is None else head.revision + 1,
+            state=read.state,
+            by_version=read.by_version,
+            performance=performance,
+            resources=resources,
+            cuts=cuts,
+            baseline=baseline,
+            judged_version=judged,
+            labels_due=_labels_due(contract, end_ms, watermark_ms, labelled),
+            prior=self._prior(connection, contract, start_ms, key, judged),
+            offsets=[(o.topic, o.partition, o.first_offset, o.next_offset) for o in read.offsets],
+            panes=read.panes,
+            lost=read.lost,
+            stalled=stalled,
+            changed=None if head is None else _changed(head, read, performance),
+        ), read
+
+    def compared(self, inputs: WindowInputs, read: WindowState) -> Figures:
+        """Return the costly comparisons, from memory when the same were made before."""
+        baseline = inputs.baseline
+        which = None if baseline is None else (baseline.id, baseline.windows)
+        key = (read.digest, which, inputs.judged_version)
+        if key not in self._compared:
+            answers = inputs.by_version.get(inputs.judged_version or "")
+            self._compared[key] = comparisons(inputs.state, inputs.cuts, baseline, answers)
+            if len(self._compared) > COMPARISONS_KEPT:
+                self._compared.popitem(last=False)
+        return self._compared[key]
+
+    def gather(self, state: PaneState) -> int:
+        """Add a closed window to the draft in memory; return how many windows it now has."""
+        wanted = self.contract.reference.windows
+        if self.draft is None:
+            self.draft = Baseline(state, 1, wanted)
+        else:
+            self.draft = Baseline(self.draft.state.merge(state), self.draft.windows + 1, wanted)
+        return self.draft.windows
+
+    def _cuts_of(self, connection: Connection, read: WindowState) -> ModelCuts | None:
+        if read.cuts_id is None or (self.cuts and self.cuts.cuts_id == read.cuts_id):
+            return self.cuts
+        return cuts_at(connection, self.contract.name, read.cuts_id)
+
+    def _baseline_of(
+        self, connection: Connection, head: Head | None, read: WindowState
+    ) -> Baseline | None:
+        pinned = None if head is None else head.evidence.baseline_id
+        found = self.baseline or self.draft
+        if pinned is not None:
+            found = self._baseline(connection, pinned)
+        if found is None or (read.state and found.state.cuts_id != read.state.cuts_id):
+            return None
+        return found
+
+    def _judged_version(
+        self, head: Head | None, read: WindowState, performance: Mapping[str, Labelled]
+    ) -> str | None:
+        """The champion where it has rows; else the version with most rows, ties by name."""
+        before = None if head is None else head.evidence.prior.get("judged_version")
+        if isinstance(before, str):
+            return before
+        if self.champion in read.by_version:
+            return self.champion
+        rows = {version: state.rows for version, state in read.by_version.items()}
+        rows = rows or {version: p.predicted_rows for version, p in performance.items()}
+        return max(sorted(rows), key=lambda version: rows[version], default=None)
+
+    def _prior(
+        self,
+        connection: Connection,
+        contract: Contract,
+        start_ms: int,
+        key: BaselineKey | None,
+        judged: str | None,
+    ) -> list[PriorWindow]:
+        """Rule memory: of each rule only windows judged under the same baseline, or version, count."""
+        length_ms = contract.windows.length_ms
+        memory = self.memory
+        if contract is not self.contract:
+            memory = longest_memory(rules_of(contract))
+        prior = []
+        for back in range(memory, 0, -1):
+            head = self.head(connection, start_ms - back * length_ms)
+            if head is not None:
+                prior.append(remembered(head, key, judged))
+        return prior
+
+
+def remembered(head: Head, key: BaselineKey | None, judged: str | None) -> PriorWindow:
+    """Return what a verdict remembers for a later window under this baseline and judged version."""
+    before = head.evidence.prior.get("baseline")
+    same_baseline = (before[0] if before else None) == (key[0] if key else None)
+    same_version = head.evidence.prior.get("judged_version") == judged
+    flags: dict[str, bool | None] = {}
+    onsets: dict[str, int] = {}
+    for finding in head.findings:
+        if finding.rule is None:
+            continue
+        if finding.kind in _COMPARED and not same_baseline:
+            continue
+        if finding.kind is Kind.PERFORMANCE and not same_version:
+            continue
+        flags[finding.rule] = flag_of(finding)
+        if finding.outcome is Outcome.ALARM and finding.onset_ms is not None:
+            onsets[finding.rule] = finding.onset_ms
+    return PriorWindow(head.window_start_ms, flags, onsets)
+
+
+def _labels_due(
+    contract: Contract, end_ms: int, watermark_ms: int | None, labelled_rows: int
+) -> bool:
+    horizon_ms = contract.labels.horizon_ms
+    if horizon_ms is None or watermark_ms is None or watermark_ms < end_ms + horizon_ms:
+        return False
+    wanted = [
+        rule.min_rows if rule.min_rows is not None else contract.windows.min_rows
+        for rule in rules_of(contract)
+        if rule.kind.value == Kind.PERFORMANCE.value
+    ]
+    return bool(wanted) and labelled_rows < max(wanted)
+
+
+def _changed(head: Head, read: WindowState, performance: Mapping[str, Labelled]) -> str:
+    rows = (read.state.rows if read.state else 0) - head.figures.rows
+    labels = sum(p.labelled_rows for p in performance.values()) - head.figures.labelled_rows
+    parts = []
+    if rows:
+        parts.append(f"{rows:+d} rows")
+    if labels:
+        parts.append(f"{labels:+d} labelled rows")
+    return ", ".join(parts) or "other evidence about the same rows"
+
+
+def _champion(connection: Connection, model: str) -> str | None:
+    body = connection.scalar(select(traffic.c.body).where(traffic.c.model == model))
+    return None if body is None else msgspec.json.decode(body, type=Traffic).arms[0].version

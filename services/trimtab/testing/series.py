@@ -1,0 +1,188 @@
+"""Windows of a model written straight into the store, without Kafka: for tests of what reads them.
+
+Rows are given as columns; labels as pairs of (label, prediction). Everything is written the way the
+ingest and the joiner write it, with one flush per call.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from trimtab.contracts.model import Contract
+from trimtab.stats.aggregate import Column, LatencyState, PaneState, observe_pane
+from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
+from trimtab.stats.performance import PerformanceState
+from trimtab.store.baselines import build_cuts
+from trimtab.store.engine import Store
+from trimtab.store.models import apply_contract, save_cuts
+from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow, write_panes, write_watermarks
+from trimtab.store.tables import partitions, performance
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class SeriesWriter:
+    """One model with one partition per number used. `now_ms` is the wall clock of the writes."""
+
+    def __init__(self, store: Store, contract: Contract, now_ms: int = 0) -> None:
+        self.store = store
+        self.contract = contract
+        self.now_ms = now_ms
+        self.cuts: ModelCuts | None = None
+        self._position = 0
+        self._written: dict[tuple[int, PaneKey], PaneState] = {}
+        apply_contract(store, contract, "", "test", now_ms)
+
+    def fit_cuts(self, reference: Columns, prediction: Sequence[Any] | None = None) -> ModelCuts:
+        """Make the model's cuts from reference rows."""
+        self.cuts = build_cuts(self.contract, reference, prediction)
+        with self.store.write() as connection:
+            save_cuts(connection, self.contract.name, self.cuts, "test", self.now_ms)
+        return self.cuts
+
+    def rows(
+        self,
+        pane_start_ms: int,
+        columns: Columns,
+        *,
+        prediction: Sequence[Any] | None = None,
+        latency_ms: Sequence[float] = (),
+        errors: int = 0,
+        version: str = "1",
+        arm: str = "",
+        partition: int = 0,
+        newest_ms: int | None = None,
+    ) -> None:
+        """Flush rows of one pane of one partition; more rows of the same pane add to it."""
+        assert self.cuts is not None, "fit_cuts first"
+        count = len(next(iter(columns.values())))
+        given = {**columns} | ({"prediction": prediction} if prediction is not None else {})
+        state = _observe(self.cuts, self.contract, given, count, latency_ms, errors)
+        key = PaneKey(self.contract.name, pane_start_ms, version, arm, 0, "", 0, self.cuts.cuts_id)
+        held = self._written.get((partition, key))
+        state = state if held is None else held.merge(state)
+        self._written[partition, key] = state
+        pane_ms = self.contract.windows.pane_ms
+        newest = pane_start_ms + pane_ms - 1 if newest_ms is None else newest_ms
+        with self.store.write() as connection:
+            partition_id, seq = self._flush(connection, partition, count)
+            row = PaneRow(key, pane_ms, state, sealed=False, first_offset=0, next_offset=count)
+            write_panes(connection, partition_id, seq, [row])
+            self._watermark(connection, partition_id, newest)
+
+    def passed(self, time_ms: int, partition: int = 0) -> None:
+        """Move the watermark to `time_ms`, as a row that is just late enough would."""
+        with self.store.write() as connection:
+            partition_id, _ = self._flush(connection, partition, 0)
+            newest_ms = time_ms + self.contract.windows.out_of_order_ms
+            self._watermark(connection, partition_id, newest_ms)
+
+    def labels(
+        self,
+        pane_start_ms: int,
+        pairs: Sequence[tuple[Any, Any]],
+        *,
+        predicted_rows: int,
+        version: str = "1",
+        arm: str = "",
+    ) -> None:
+        """Set what is joined in a pane: pairs of (label, prediction), and how many could be."""
+        labels, answers = [p[0] for p in pairs], [p[1] for p in pairs]
+        if self.contract.task == "regression":
+            state = PerformanceState.of_numbers(labels, answers)
+        else:
+            state = PerformanceState.of_classes(labels, answers)
+        self._position += 1
+        key = {
+            "model": self.contract.name,
+            "pane_start_ms": pane_start_ms,
+            "version": version,
+            "arm": arm,
+            "traffic_revision": 0,
+            "segment": "",
+            "shard": 0,
+        }
+        values = {
+            "labelled_rows": len(pairs),
+            "predicted_rows": predicted_rows,
+            "state": state.to_bytes(),
+            "position": self._position,
+        }
+        place = [performance.c[name] == value for name, value in key.items()]
+        with self.store.write() as connection:
+            done = connection.execute(update(performance).where(*place).values(**values))
+            if not done.rowcount:
+                connection.execute(insert(performance).values(**key, **values))
+
+    def _flush(self, connection: Any, partition: int, rows: int) -> tuple[int, int]:
+        found = connection.execute(
+            select(partitions.c.id, partitions.c.flush_seq).where(
+                partitions.c.partition == partition
+            )
+        ).one_or_none()
+        changing: dict[str, Any] = {
+            "flush_seq": 1 + (found.flush_seq if found else 0),
+            "owner_seen_ms": self.now_ms,
+            "updated_ms": self.now_ms,
+            "rows": partitions.c.rows + rows if found else rows,
+        }
+        if found:
+            connection.execute(
+                update(partitions).where(partitions.c.id == found.id).values(**changing)
+            )
+            return found.id, changing["flush_seq"]
+        connection.execute(
+            insert(partitions).values(
+                consumer="monitor",
+                cluster_id="test",
+                topic="t",
+                topic_id="t",
+                partition=partition,
+                epoch=1,
+                owner="test",
+                first_offset=0,
+                next_offset=0,
+                end_offset=1,
+                **changing,
+            )
+        )
+        return int(connection.scalar(select(func.max(partitions.c.id)))), 1
+
+    def _watermark(self, connection: Any, partition_id: int, newest_ms: int) -> None:
+        row = WatermarkRow(self.contract.name, newest_ms, newest_ms, self.now_ms, 0)
+        write_watermarks(connection, partition_id, [row])
+
+
+def _observe(
+    cuts: ModelCuts,
+    contract: Contract,
+    columns: Columns,
+    count: int,
+    latency_ms: Sequence[float],
+    errors: int,
+) -> PaneState:
+    numeric: dict[str, Column] = {}
+    categories: dict[str, Sequence[object]] = {}
+    both = {**cuts.feature, **cuts.output}
+    for name, values in columns.items():
+        if isinstance(both[name], CategoryCuts):
+            categories[name] = values
+            continue
+        numbers, wrong = numeric_column(values)
+        feature = contract.features.get(name)
+        bounds = (feature.min, feature.max) if feature else (None, None)
+        numeric[name] = Column(numbers, wrong, bounds)
+    statuses = {"ok": count - errors, "error": errors}
+    pane = observe_pane(
+        cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules={}
+    )
+    return PaneState(
+        pane.cuts_id,
+        pane.rows,
+        pane.statuses,
+        pane.rules,
+        pane.features,
+        pane.outputs,
+        LatencyState.observe(latency_ms),
+    )
