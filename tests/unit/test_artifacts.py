@@ -68,7 +68,7 @@ def test_equal_content_has_an_equal_digest_wherever_it_lies(tmp_path):
 def test_a_changed_byte_of_equal_length_is_refused(tmp_path):
     digest = build(tmp_path / "a")
     (tmp_path / "a" / "model").write_bytes(b"Weights")
-    with pytest.raises(ArtifactError, match="model .* is not the file that was hashed"):
+    with pytest.raises(ArtifactError, match=r"model .* is not the file that was hashed"):
         verify_artifact(tmp_path / "a", digest)
 
 
@@ -89,7 +89,7 @@ def test_an_unlisted_file_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     digest = build(tmp_path / "a")
     (tmp_path / "a" / "model").unlink()
-    with pytest.raises(ArtifactError, match="lacks files .* model"):
+    with pytest.raises(ArtifactError, match=r"lacks files .* model"):
         verify_artifact(tmp_path / "a", digest)
 
 
