@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
 from trimtab.errors import ConflictError
 from trimtab.stats.performance import PerformanceState
@@ -258,15 +258,20 @@ class JoinerClaim(Struct, frozen=True, kw_only=True):
     expires_ms: int
 
 
-def models_with_runs(store: Store) -> list[tuple[str, int]]:
-    """Return every (model, shard) that has runs."""
-    with store.read() as connection:
-        found = connection.execute(
-            select(label_runs.c.model, label_runs.c.shard)
-            .distinct()
-            .order_by(label_runs.c.model, label_runs.c.shard)
-        )
-        return [(row.model, row.shard) for row in found]
+def newest_run(connection: Connection) -> int:
+    """Return the highest id of a run; 0 when there is none."""
+    return int(connection.scalar(select(func.max(label_runs.c.id))) or 0)
+
+
+def shards_with_runs(connection: Connection, after_id: int) -> list[tuple[str, int]]:
+    """Return every (model, shard) with a run of a higher id than `after_id`."""
+    found = connection.execute(
+        select(label_runs.c.model, label_runs.c.shard)
+        .where(label_runs.c.id > after_id)
+        .distinct()
+        .order_by(label_runs.c.model, label_runs.c.shard)
+    )
+    return [(row.model, row.shard) for row in found]
 
 
 def claim_joiner(
