@@ -186,7 +186,7 @@ def _searching(ctx: Context, run: Run) -> bool:
 
 
 def _fitting(ctx: Context, run: Run) -> bool:
-    found = ctx.deps.trainer.fit(run, ctx.contract, _champion(ctx, run), ctx.now_ms)
+    found = ctx.deps.trainer.fit(run, ctx.contract, _champion(ctx, run))
     if isinstance(found, WorkFailed):
         _fail(ctx, run, found.reason)
         return True
@@ -267,7 +267,7 @@ def _registering(ctx: Context, run: Run) -> bool:
 
 def _gating(ctx: Context, run: Run) -> bool:
     champion = _champion(ctx, run)
-    found = ctx.deps.trainer.compare(run, ctx.contract, champion, ctx.now_ms)
+    found = ctx.deps.trainer.compare(run, ctx.contract, champion)
     if isinstance(found, WorkFailed):
         _fail(ctx, run, found.reason)
         return True

@@ -80,13 +80,13 @@ class Trainer(Protocol):
         ...
 
     def fit(
-        self, run: Run, contract: Contract, champion: TrafficArm, now_ms: int
+        self, run: Run, contract: Contract, champion: TrafficArm
     ) -> Working | Fitted | WorkFailed:
         """Fit the winner (`run.params`) on training and validation rows."""
         ...
 
     def compare(
-        self, run: Run, contract: Contract, champion: TrafficArm, now_ms: int
+        self, run: Run, contract: Contract, champion: TrafficArm
     ) -> Working | Compared | WorkFailed:
         """Let champion and challenger answer the held-out rows."""
         ...
