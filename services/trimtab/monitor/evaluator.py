@@ -392,7 +392,8 @@ def _windows_with_rows(
     limit = (WINDOWS_PER_TICK + 1) * max(1, length_ms // contract.windows.pane_ms)
     starts = list(
         connection.scalars(
-            select(panes.c.pane_start_ms.distinct())
+            select(panes.c.pane_start_ms)
+            .distinct()
             .where(
                 panes.c.model == contract.name,
                 panes.c.pane_start_ms >= from_ms,

@@ -1,0 +1,391 @@
+"""The evaluator over a store with panes and labels: which windows it judges, and what it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+from trimtab.contracts.model import Alarms, Contract, Feature, Labels, Reference, Windows
+from trimtab.detect.series import EMPTY_WINDOWS
+from trimtab.detect.verdict import encode
+from trimtab.monitor.evaluator import Evaluator
+from trimtab.records import AlertState, Outcome, Reason
+from trimtab.store import alerts, baselines, verdicts
+from trimtab.store.engine import Store, open_store
+from trimtab.store.tables import metadata, outbox
+from trimtab.store.tables import verdicts as verdict_table
+from trimtab.testing.series import SeriesWriter
+
+SECOND = 1_000
+START = 1_700_000_000_000
+LENGTH = 2 * SECOND
+
+
+def contract(**changes) -> Contract:
+    given = {
+        "name": "m",
+        "task": "binary",
+        "features": {"x": Feature("number")},
+        "labels": Labels("within 1 min"),
+        "windows": Windows(
+            length="2s", pane="2s", lateness="1 min", out_of_order="0s", min_rows=20
+        ),
+        "alarms": Alarms(rules=("accuracy < 0.9 in 2 of 3", "psi(x) > 0.25 in 2 of 3")),
+        "reference": Reference(windows=3),
+    }
+    return Contract(**{**given, **changes})
+
+
+def open_at(url: str) -> Store:
+    store = open_store(url)
+    metadata.create_all(store.engine)
+    return store
+
+
+class World:
+    """A model whose windows are written in order, and an evaluator with a clock of its own."""
+
+    def __init__(self, store: Store, made: Contract, **options) -> None:
+        self.store = store
+        self.now_ms = START
+        self.writer = SeriesWriter(store, made, START)
+        rng = np.random.default_rng(7)
+        self.rng = rng
+        self.writer.fit_cuts({"x": rng.normal(size=2_000).tolist()}, ["a", "b"])
+        self.evaluator = Evaluator(store, "one", **options)
+
+    def window(self, number: int, shift: float = 0.0, rows: int = 200, **more) -> int:
+        start_ms = START + number * LENGTH
+        self.writer.now_ms = self.now_ms
+        x = (self.rng.normal(size=rows) + shift).tolist()
+        answers = ["a" if i % 2 else "b" for i in range(rows)]
+        self.writer.rows(start_ms, {"x": x}, prediction=answers, **more)
+        return start_ms
+
+    def label(self, number: int, right: int, wrong: int) -> None:
+        pairs = [("a", "a")] * right + [("a", "b")] * wrong
+        self.writer.labels(START + number * LENGTH, pairs, predicted_rows=200)
+
+    def pass_to(self, number: int) -> None:
+        """Close every window before this one."""
+        self.writer.now_ms = self.now_ms
+        self.writer.passed(START + number * LENGTH)
+
+    def tick(self, after_s: float = 5.0) -> int:
+        self.now_ms += round(after_s * SECOND)
+        return self.evaluator.tick(self.now_ms)
+
+    def outcomes(self) -> list[tuple[int, str, str]]:
+        """(window number, outcome, reason) of the latest verdicts, oldest first."""
+        rows = verdicts.verdicts_between(self.store, "m", 0, START * 2)
+        return [
+            ((r.verdict.window_start_ms - START) // LENGTH, r.verdict.outcome, r.verdict.reason)
+            for r in rows
+        ]
+
+    def calm(self, windows: int, first: int = 0) -> None:
+        for number in range(first, first + windows):
+            self.window(number)
+            self.label(number, 190, 10)
+        self.pass_to(first + windows)
+        self.tick()
+
+
+@pytest.fixture
+def store(store_url: str):
+    opened = open_at(store_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def local(sqlite_url: str):
+    opened = open_at(sqlite_url)
+    yield opened
+    opened.close()
+
+
+def test_a_window_is_judged_once_its_watermark_has_passed(store):
+    world = World(store, contract())
+    world.window(0)
+    world.label(0, 190, 10)
+
+    assert world.tick() == 0
+    world.pass_to(1)
+    assert world.tick() == 1
+    assert world.tick() == 0
+    row = verdicts.latest_verdicts(store, "m")[0]
+    assert row.verdict.outcome is Outcome.OK
+    assert row.verdict.figures["performance"]["1"]["figures"]["accuracy"]["value"] == 0.95
+    assert verdicts.verdict(store, row.id) == row
+
+
+def test_the_baseline_from_traffic_is_the_first_windows_and_says_how_far_it_is(store):
+    world = World(store, contract())
+    world.calm(2)
+    newest = verdicts.latest_verdicts(store, "m")[0].verdict
+    assert newest.figures["baseline"]["reason"] == "calibrating: 1 of 3 windows"
+    assert baselines.active_baseline(store, "m") is None
+
+    world.calm(4, first=2)
+    world.tick()
+    made = baselines.active_baseline(store, "m")
+    assert (made.number, made.windows, made.rows, made.source) == (1, 3, 600, "traffic")
+    assert [n for n, _, _ in world.outcomes()] == [0, 1, 2, 3, 4, 5]
+    newest = verdicts.latest_verdicts(store, "m")[0].verdict
+    assert newest.evidence.baseline_id == made.id
+
+
+def test_one_alert_opens_when_a_rule_is_met_m_of_n_times_and_resolves_when_it_is_calm(store):
+    world = World(store, contract())
+    world.calm(4)
+    world.tick()
+    for number in range(4, 8):
+        world.window(number, shift=2.0)
+        world.label(number, 190, 10)
+        world.pass_to(number + 1)
+        world.tick()
+    opened = alerts.open_alerts(store, "m")
+    assert [a.condition for a in opened] == ["psi(x) > 0.25 in 2 of 3"]
+    assert opened[0].window_start_ms == START + 5 * LENGTH
+    assert opened[0].windows == 3
+
+    for number in range(8, 12):
+        world.window(number)
+        world.label(number, 190, 10)
+        world.pass_to(number + 1)
+        world.tick()
+    assert alerts.open_alerts(store, "m") == []
+    (closed,) = alerts.alerts_of(store, "m")
+    assert closed.state is AlertState.RESOLVED
+    assert closed.resolution == "Within limits in the last 3 windows."
+    found = {n: (o, r) for n, o, r in world.outcomes()}
+    assert found[4] == (Outcome.WARNING, Reason.RULE_BREACHED_ONCE)
+    assert found[5] == (Outcome.ALARM, Reason.RULE_BREACHED)
+    assert found[8] == (Outcome.ALARM, Reason.RULE_BREACHED)  # 2 of the last 3 still are
+    assert found[10] == (Outcome.OK, Reason.WITHIN_LIMITS)
+
+
+def test_labels_that_come_later_revise_their_window_and_the_windows_that_remember_it(store):
+    world = World(store, contract(alarms=Alarms(rules=("accuracy < 0.9 in 2 of 3",))))
+    for number in range(3):
+        world.window(number)
+    world.pass_to(3)
+    world.tick()
+    assert {r for _, _, r in world.outcomes()} == {Reason.WAITING_FOR_LABELS}
+
+    world.label(1, 100, 100)
+    world.label(2, 100, 100)
+    world.tick()
+    found = {n: (o, r) for n, o, r in world.outcomes()}
+    assert found[1] == (Outcome.WARNING, Reason.RULE_BREACHED_ONCE)
+    assert found[2] == (Outcome.ALARM, Reason.RULE_BREACHED)
+    (alert,) = alerts.open_alerts(store, "m")
+    assert alert.window_start_ms == START + 2 * LENGTH
+    history = verdicts.verdict_history(store, "m", START + 2 * LENGTH)
+    assert [h.verdict.revision for h in history] == [1, 2]
+    assert history[1].verdict.changed == "+200 labelled rows"
+    assert history[1].verdict.findings[-1].onset_ms == START + LENGTH
+
+    world.label(1, 200, 0)  # the labels of window 1 are corrected: window 2 remembers it
+    world.tick()
+    found = {n: (o, r) for n, o, r in world.outcomes()}
+    assert found[1] == (Outcome.OK, Reason.WITHIN_LIMITS)
+    assert found[2] == (Outcome.WARNING, Reason.RULE_BREACHED_ONCE)
+    (cleared,) = alerts.alerts_of(store, "m")
+    assert cleared.state is AlertState.RESOLVED
+    assert cleared.resolution.startswith("Revision 3 of its only window no longer meets the rule")
+
+
+def test_revisions_of_a_window_are_at_most_one_per_window_length(local):
+    world = World(local, contract())
+    world.window(0)
+    world.pass_to(1)
+    world.tick()
+    world.label(0, 30, 1)
+    assert world.tick(after_s=0.5) == 0
+    world.label(0, 190, 10)
+    assert world.tick(after_s=0.5) == 0
+    assert world.tick(after_s=2.0) == 1
+    newest = verdicts.latest_verdicts(local, "m")[0].verdict
+    assert newest.revision == 2
+    assert newest.figures["performance"]["1"]["labelled_rows"] == 200
+
+
+def test_a_late_row_makes_a_revision_that_says_what_changed(local):
+    world = World(local, contract())
+    world.calm(2)
+    world.window(0, rows=7)
+    world.tick()
+    (newest,) = [
+        r.verdict for r in verdicts.verdict_history(local, "m", START) if r.verdict.revision == 2
+    ]
+    assert newest.changed == "+7 rows"
+    assert newest.figures["rows"] == 207
+
+
+def test_a_gap_gives_a_bounded_number_of_windows_that_cannot_be_told(local):
+    world = World(local, contract())
+    world.calm(1)
+    world.window(100)
+    world.pass_to(101)
+    for _ in range(3):
+        world.tick()
+    found = world.outcomes()
+    empty = [n for n, o, r in found if r is Reason.NO_DATA and o is Outcome.CANNOT_TELL]
+    assert empty == list(range(1, EMPTY_WINDOWS + 1))
+    assert [n for n, _, _ in found][-1] == 100
+
+
+def test_a_live_model_that_falls_silent_is_told_by_the_clock(local):
+    world = World(
+        local,
+        contract(
+            windows=Windows(
+                length="2s", pane="2s", lateness="1 min", out_of_order="0s", idle="2s", min_rows=20
+            )
+        ),
+    )
+    world.calm(3)
+    idle(world)
+    for _ in range(3):
+        idle(world)
+        world.tick(after_s=4)
+    last = world.outcomes()[-1]
+    assert last[1:] == (Outcome.CANNOT_TELL, Reason.NO_DATA)
+
+
+def idle(world: World) -> None:
+    """The partition's owner has read to its end, and nothing came for long."""
+    from sqlalchemy import update
+
+    from trimtab.store.tables import partitions, watermarks
+
+    with world.store.write() as connection:
+        connection.execute(
+            update(partitions).values(
+                next_offset=1,
+                end_offset=1,
+                caught_up_ms=world.now_ms,
+                owner_seen_ms=world.now_ms,
+                updated_ms=world.now_ms,
+            )
+        )
+        connection.execute(update(watermarks).values(last_row_seen_ms=START))
+
+
+def test_a_stalled_partition_makes_its_windows_untellable_until_it_moves(local):
+    world = World(local, contract())
+    world.calm(2)
+    for number in (2, 3):
+        world.window(number, partition=0)
+        world.label(number, 190, 10)
+    world.window(2, partition=1)  # partition 1 stops here
+    world.now_ms += 400 * SECOND
+    world.pass_to(4)
+    world.tick(after_s=0)
+    found = {n: (o, r) for n, o, r in world.outcomes()}
+    assert found[3] == (Outcome.CANNOT_TELL, Reason.STALLED)
+
+    world.writer.now_ms = world.now_ms
+    world.writer.passed(START + 4 * LENGTH, partition=1)
+    world.tick()
+    found = {n: (o, r) for n, o, r in world.outcomes()}
+    assert found[3] == (Outcome.OK, Reason.WITHIN_LIMITS)
+
+
+def test_promised_labels_that_do_not_come_make_the_window_untellable_at_the_horizon(local):
+    made = contract(labels=Labels("within 10s"))
+    world = World(local, made)
+    world.window(0)
+    world.pass_to(1)
+    world.tick()
+    for number in range(1, 8):
+        world.window(number)
+    world.pass_to(8)
+    world.tick()
+    (old,) = [r for n, _, r in world.outcomes() if n == 0]
+    assert old is Reason.TOO_FEW_ROWS
+    assert verdicts.verdict_history(local, "m", START)[-1].verdict.findings[2].detail == (
+        "0 of 20 labelled rows came, promised within 10s"
+    )
+
+
+def test_a_second_evaluator_waits_for_the_lease_and_then_writes_nothing_twice(store):
+    world = World(store, contract())
+    world.calm(3)
+    other = Evaluator(store, "two")
+    assert other.tick(world.now_ms) == 0
+    before = [encode(r.verdict) for r in verdicts.verdicts_between(store, "m", 0, START * 2)]
+
+    assert other.tick(world.now_ms + 60 * SECOND) == 0
+    after = [encode(r.verdict) for r in verdicts.verdicts_between(store, "m", 0, START * 2)]
+    assert after == before
+    world.window(3)
+    world.pass_to(4)
+    world.now_ms += 60 * SECOND
+    assert world.tick(after_s=0) == 0  # it has lost the lease
+    assert other.tick(world.now_ms + SECOND) == 1
+
+
+def test_sqlite_and_postgresql_give_the_same_bytes(store, tmp_path):
+    def run(target: Store) -> list[bytes]:
+        world = World(target, contract())
+        world.calm(4)
+        world.tick()
+        for number in range(4, 8):
+            world.window(number, shift=1.0)
+            world.label(number, 150, 50)
+            world.pass_to(number + 1)
+            world.tick()
+        return [encode(r.verdict) for r in verdicts.verdicts_between(target, "m", 0, START * 2)]
+
+    plain = open_at(f"sqlite:///{tmp_path / 'plain.db'}")
+    try:
+        assert run(store) == run(plain)
+    finally:
+        plain.close()
+
+
+def test_a_crash_before_the_commit_leaves_nothing_and_the_next_owner_does_it_once(store):
+    def crash(_model: str) -> None:
+        raise KeyboardInterrupt
+
+    world = World(store, contract(alarms=Alarms(rules=("rows > 1",))))
+    world.evaluator = Evaluator(store, "one", before_commit=crash)
+    world.window(0)
+    world.pass_to(1)
+    with pytest.raises(KeyboardInterrupt):
+        world.tick()
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(verdict_table)) == 0
+        assert connection.scalar(select(func.count()).select_from(outbox)) == 0
+    world.evaluator = Evaluator(store, "two")
+    assert world.tick(after_s=60) == 1
+    assert len(alerts.open_alerts(store, "m")) == 1
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(outbox)) == 2
+
+
+def test_one_model_that_cannot_be_judged_does_not_stop_the_others(local, monkeypatch):
+    world = World(local, contract())
+    bad = SeriesWriter(local, contract(name="a-bad-one"), START)
+    bad.fit_cuts({"x": [1.0, 2.0]})
+    bad.rows(START, {"x": [1.0] * 30})
+    bad.passed(START + LENGTH)
+    world.window(0)
+    world.pass_to(1)
+    from trimtab.errors import TrimtabError
+    from trimtab.monitor import window_inputs
+
+    real = window_inputs.window_state
+
+    def broken(connection, model, *rest):
+        if model == "a-bad-one":
+            raise TrimtabError("its state cannot be read")
+        return real(connection, model, *rest)
+
+    monkeypatch.setattr(window_inputs, "window_state", broken)
+    assert world.tick() == 1
+    assert world.evaluator.failures == {"a-bad-one": "its state cannot be read"}
