@@ -166,7 +166,7 @@ class Worker:
                     recipe=task.recipe.name,
                     framework=made.framework,
                     signature=data.signature,
-                    params=params,
+                    params={**params, "options": dict(task.recipe.options)},
                     created_ms=task.created_ms,
                     code_version=trimtab.__version__,
                 )

@@ -8,7 +8,7 @@ answered is never found (a failing challenger would look unused, not bad).
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -78,7 +78,7 @@ class Inference:
         """
         return self._champion(self.traffic(model))[1]
 
-    def answer(self, model: str, rows: list[Row], unit: str) -> Answer:
+    def answer(self, model: str, rows: Sequence[Row], unit: str) -> Answer:
         """Predict `rows` for the unit of routing `unit`.
 
         Raises:
