@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from trimtab.records import IncidentState, Kind, Outcome
+from trimtab.records import IncidentState, Kind
 from trimtab_agent.decide.evidence import Concern, Evidence
 from trimtab_agent.decide.policy import Policy, cooldown_ms, next_month_ms, quiet_until_ms
 
@@ -135,7 +135,7 @@ def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decisio
 
 
 def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | None:
-    moved = evidence.alarms(Kind.INPUT, Kind.PREDICTION)
+    moved = evidence.moved()
     if not moved or evidence.alarms(Kind.PERFORMANCE):
         return None
     figures = _figures(moved)
@@ -316,7 +316,7 @@ _RULES: tuple[_Rule, ...] = (
 
 
 def is_clear(evidence: Evidence) -> bool:
-    """Whether the trouble is over: judged findings exist, and none is in alarm.
+    """Whether the trouble is over: judged findings exist, and none stands.
 
     Silence is not health: with labels promised, a performance finding must be among them, unless
     no rule of the model looks at performance at all.
@@ -325,7 +325,7 @@ def is_clear(evidence: Evidence) -> bool:
         return False
     if evidence.watches_performance and not evidence.judged_performance:
         return False
-    return all(c.outcome is not Outcome.ALARM for c in evidence.concerns)
+    return not any(c.stands for c in evidence.concerns)
 
 
 STATE_OF: dict[Action, IncidentState] = {

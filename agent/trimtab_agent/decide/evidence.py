@@ -45,12 +45,18 @@ class Concern(Struct, frozen=True, kw_only=True):
 
     kind: Kind
     outcome: Outcome
+    reason: Reason = Reason.WITHIN_LIMITS
     figure: str
     rule: str | None
     value: float | None
     threshold: float | None
     window_start_ms: int
     onset_ms: int
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is established: an alarm, or a `warn` rule that is met as often as it asks."""
+        return self.outcome is Outcome.ALARM or self.reason is Reason.RULE_BREACHED
 
 
 class Attempt(Struct, frozen=True):
@@ -90,6 +96,11 @@ class Evidence(Struct, frozen=True, kw_only=True):
         found = [c for c in self.concerns if c.outcome is Outcome.ALARM and c.kind in kinds]
         return sorted(found, key=lambda c: (c.onset_ms, c.figure))
 
+    def moved(self) -> list[Concern]:
+        """What stands of inputs and predictions, as an alarm or as a warning, oldest onset first."""
+        found = [c for c in self.concerns if c.stands and c.kind in _INPUT_KINDS]
+        return sorted(found, key=lambda c: (c.onset_ms, c.figure))
+
 
 def concerns(verdicts: Sequence[Verdict], since_ms: int = 0) -> list[Concern]:
     """The newest judged finding per rule, from the latest verdict of each window.
@@ -123,6 +134,7 @@ def _concern(finding: Finding, verdict: Verdict) -> Concern:
     return Concern(
         kind=finding.kind,
         outcome=finding.outcome,
+        reason=finding.reason,
         figure=finding.figure,
         rule=finding.rule,
         value=finding.value,
@@ -142,7 +154,7 @@ def harm_onset_ms(found: Sequence[Concern], incident: Incident | None) -> int | 
     ]
     if onsets:
         return min(onsets)
-    moved = [c.onset_ms for c in found if c.kind in _INPUT_KINDS and c.outcome is Outcome.ALARM]
+    moved = [c.onset_ms for c in found if c.kind in _INPUT_KINDS and c.stands]
     if incident is not None:
         return incident.onset_ms
     return min(moved) if moved else None

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from trimtab.records import Incident, IncidentState, Kind
+from trimtab.records import Incident, IncidentState
 from trimtab_agent.decide.decision import STATE_OF, Action, Decision, Why, is_clear
 from trimtab_agent.decide.evidence import Evidence
 
@@ -48,7 +48,7 @@ def next_incident(
 def _opened(decision: Decision, evidence: Evidence, new_id: str, now_ms: int) -> Incident | None:
     if decision.action is Action.NONE:
         return None
-    onsets = [c.onset_ms for c in evidence.alarms(*Kind)]
+    onsets = [c.onset_ms for c in evidence.concerns if c.stands]
     return Incident(
         id=new_id,
         model=evidence.model,

@@ -133,7 +133,7 @@ windows = 168
 [alarms]
 rules = [
     "accuracy < 0.90 in 3 of 4 min_rows 60",
-    "psi(contrast) > 0.25 in 3 of 4",
+    "warn psi(contrast) > 0.25 in 3 of 4",
     "error_rate > 0.05 in 3 of 4",
     "p99_latency_ms > 250 in 4 of 4",
 ]

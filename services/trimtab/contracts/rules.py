@@ -2,12 +2,14 @@
 
 Grammar (spaces are free between words):
 
-    FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K]
+    [warn] FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K]
 
 FIGURE is one of FIGURES; OP is <, <=, > or >=; the rule is met in a window when the comparison
 holds, and raises the alarm when it is met in M of the last N windows (default 1 of 1). Windows with
 fewer than K rows (default: the contract's `windows.min_rows`) do not count. FEATURE is a declared
-feature, or `prediction`. A feature name that holds a parenthesis needs double quotes.
+feature, or `prediction`. A feature name that holds a parenthesis needs double quotes. A rule that
+begins with `warn` never raises an alarm: its window is a warning, which the agent weighs and nobody
+is called for.
 """
 
 import difflib
@@ -107,6 +109,8 @@ class Rule(Struct, frozen=True):
     text: str
     """As the user wrote it."""
     kind: Kind
+    warns: bool = False
+    """Met in m of n windows it is a warning, never an alarm."""
 
     def met(self, value: float) -> bool:
         """Whether the figure's value breaks this rule."""
@@ -123,7 +127,7 @@ class Rule(Struct, frozen=True):
 
 _RULE = re.compile(
     r"""
-    \s*(?P<figure>[A-Za-z_][A-Za-z0-9_]*)
+    \s*(?:(?P<warn>warn)\s+)?(?P<figure>[A-Za-z_][A-Za-z0-9_]*)
     \s*(?:\(\s*(?:"(?P<quoted>[^"]*)"|(?P<feature>[^()"]*?))\s*\))?
     \s*(?P<op><=|>=|<|>)
     \s*(?P<threshold>[^\s]+)
@@ -133,7 +137,7 @@ _RULE = re.compile(
     """,
     re.VERBOSE,
 )
-_FORM = 'Write FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K], as "accuracy < 0.9 in 3 of 4".'
+_FORM = 'Write [warn] FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K], as "accuracy < 0.9 in 3 of 4".'
 
 
 def parse_rule(text: str) -> Rule:
@@ -165,6 +169,7 @@ def parse_rule(text: str) -> Rule:
         min_rows=int(match["min_rows"]) if match["min_rows"] else None,
         text=" ".join(text.split()),
         kind=Kind.PREDICTION if feature == PREDICTION and spec.kind is Kind.INPUT else spec.kind,
+        warns=match["warn"] is not None,
     )
 
 

@@ -1,7 +1,7 @@
 """The user's rules over figures: M of the last N windows, with minimum samples.
 
 A rule is *met* in a window when its comparison holds there, and *alarms* when it is met in M of the
-last N windows, this one included. A window in which the figure could not be judged (too few rows, no
+last N windows, this one included (a rule that begins with `warn` only warns). A window in which the figure could not be judged (too few rows, no
 labels, undefined) counts as not met, and gives `cannot_tell` for itself. `warning` is a rule met now,
 but not M times yet. Flags of a window: True met, False judged and not met, None not judged.
 """
@@ -111,9 +111,8 @@ def _judge(rule: Rule, prior: Sequence[PriorWindow], context: _Context) -> Findi
     if len(met_at) >= rule.m:
         onsets = [p.onsets[rule.text] for p in window if rule.text in p.onsets]
         onset_ms = min([*onsets, *met_at])
-        return Finding(
-            outcome=Outcome.ALARM, reason=Reason.RULE_BREACHED, onset_ms=onset_ms, **said
-        )
+        outcome = Outcome.WARNING if rule.warns else Outcome.ALARM
+        return Finding(outcome=outcome, reason=Reason.RULE_BREACHED, onset_ms=onset_ms, **said)
     if now:
         return Finding(
             outcome=Outcome.WARNING,
