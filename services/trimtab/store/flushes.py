@@ -149,7 +149,7 @@ def held_models(connection: Connection, partition_id: int) -> set[str]:
     """Return the models with rows held in a partition."""
     return set(
         connection.scalars(
-            select(held_rows.c.model.distinct()).where(held_rows.c.partition_id == partition_id)
+            select(held_rows.c.model).distinct().where(held_rows.c.partition_id == partition_id)
         )
     )
 

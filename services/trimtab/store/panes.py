@@ -105,7 +105,9 @@ def stored_segments(connection: Connection, partition_id: int, model: str) -> se
     """Return the segments that this partition has stored for a model."""
     return set(
         connection.scalars(
-            select(panes.c.segment.distinct()).where(
+            select(panes.c.segment)
+            .distinct()
+            .where(
                 panes.c.model == model, panes.c.partition_id == partition_id, panes.c.segment != ""
             )
         )
@@ -243,7 +245,8 @@ def pane_times(store: Store, model: str) -> list[int]:
     with store.read() as connection:
         return list(
             connection.scalars(
-                select(panes.c.pane_start_ms.distinct())
+                select(panes.c.pane_start_ms)
+                .distinct()
                 .where(panes.c.model == model)
                 .order_by(panes.c.pane_start_ms)
             )

@@ -1,0 +1,186 @@
+"""The monitor process: the ingest loop in the main thread, joiner, evaluator and housekeeping beside it.
+
+Each worker holds its own lease or fence, so any number of replicas run the same code. A worker that
+fails is logged, counted and started again with a growing pause; none ever ends in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from trimtab import logs
+from trimtab.events.cloudevents import Role
+from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.ingest import Ingest, clock_ms
+from trimtab.monitor.joiner import Joiner
+from trimtab.monitor.metrics import METRICS
+from trimtab.monitor.source import KafkaPythonSource, SourceError
+from trimtab.settings import Settings
+from trimtab.store.engine import Store, open_store
+
+log = logs.get("monitor")
+
+BUSY_PAUSE_S = 0.05
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 1.0
+FIRST_RESTART_S, LONGEST_RESTART_S = 0.5, 30.0
+STOP_LIMIT_S = 20.0
+
+
+class Worker(threading.Thread):
+    """Calls a `tick` again and again until `stop`: soon while it finds work, up to 1 s apart when not."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], tuple[Callable[[int], int], Callable[[], None]]],
+        stop: threading.Event,
+        now_ms: Callable[[], int] = clock_ms,
+    ) -> None:
+        """`make` returns (tick, close); it is called again after every failure."""
+        super().__init__(name=f"trimtab-{name}", daemon=True)
+        self._worker, self._make, self._stop_asked, self._now_ms = name, make, stop, now_ms
+        self.failures = 0
+
+    def run(self) -> None:
+        """Work until asked to stop."""
+        restart_s = FIRST_RESTART_S
+        while not self._stop_asked.is_set():
+            began = time.monotonic()
+            try:
+                self._work()
+            except Exception as error:
+                self.failures += 1
+                METRICS.restarted(self._worker)
+                if time.monotonic() - began > LONGEST_RESTART_S:
+                    restart_s = FIRST_RESTART_S
+                log.exception(
+                    "a worker failed and starts again",
+                    action="worker_failed",
+                    again_s=restart_s,
+                    worker=self._worker,
+                    error=str(error),
+                )
+                self._stop_asked.wait(restart_s)
+                restart_s = min(2 * restart_s, LONGEST_RESTART_S)
+
+    def _work(self) -> None:
+        tick, close = self._make()
+        try:
+            pause_s = FIRST_PAUSE_S
+            while not self._stop_asked.is_set():
+                worked = tick(self._now_ms())
+                pause_s = BUSY_PAUSE_S if worked else min(LONGEST_PAUSE_S, 2 * pause_s)
+                self._stop_asked.wait(max(pause_s, FIRST_PAUSE_S))
+        finally:
+            close()
+
+
+def roles_of(settings: Settings) -> dict[str, Role]:
+    """Return the topics to read, with what each carries.
+
+    A topic that a contract binds beyond these belongs into `kafka.inference_topics`, too.
+    """
+    kafka = settings.kafka
+    roles: dict[str, Role] = dict.fromkeys(kafka.inference_topics, "inference")
+    roles |= dict.fromkeys(kafka.label_topics, "labels")
+    roles |= dict.fromkeys(kafka.resource_topics, "resources")
+    return roles
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Return the options every Kafka client of this process shares."""
+    options: dict[str, Any] = {"bootstrap_servers": settings.kafka.bootstrap}
+    if settings.kafka.version is not None:
+        options["api_version"] = settings.kafka.version
+    return options | settings.kafka.client
+
+
+def open_source(settings: Settings) -> KafkaPythonSource:
+    """Connect to Kafka. Raises SourceError when no broker answers."""
+    from kafka.errors import KafkaError
+
+    try:
+        return KafkaPythonSource(
+            client_options(settings),
+            settings.kafka.group,
+            settings.monitor.poll_records,
+            settings.kafka.identity,
+        )
+    except (KafkaError, ValueError, AssertionError) as error:
+        raise SourceError(
+            f"No Kafka broker answers at {settings.kafka.bootstrap} ({error!r}). Check kafka.bootstrap "
+            "(`trimtab config show`) and that the broker runs."
+        ) from error
+
+
+def owner_name() -> str:
+    """Return a name for this process that no other process shares, not even after a restart."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def workers_of(store: Store, owner: str, stop: threading.Event) -> list[Worker]:
+    """Return the background workers, not yet started."""
+
+    def joiner() -> tuple[Callable[[int], int], Callable[[], None]]:
+        made = Joiner(store, owner)
+        return made.tick, made.stop
+
+    def evaluator() -> tuple[Callable[[int], int], Callable[[], None]]:
+        made = Evaluator(store, owner)
+        return made.tick, made.close
+
+    return [Worker("joiner", joiner, stop), Worker("evaluator", evaluator, stop)]
+
+
+def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], object]) -> None:
+    """Run a monitor until `stop` is set; `ready` is called once it reads. Flushes before it returns.
+
+    Raises SourceError for what no retry mends, such as a missing codec.
+    """
+    store = open_store(settings.store.url)
+    with closing(store):
+        owner = owner_name()
+        ingest = Ingest(
+            store,
+            open_source(settings),
+            roles_of(settings),
+            owner,
+            flush_rows=settings.monitor.flush_rows,
+            flush_s=settings.monitor.flush_s,
+            shards=settings.monitor.shards,
+        )
+        if settings.monitor.metrics_port:
+            METRICS.serve(settings.monitor.metrics_port)
+        ingest.start()
+        workers_stop = threading.Event()
+        workers = workers_of(store, owner, workers_stop)
+        for worker in workers:
+            worker.start()
+        try:
+            _read(ingest, stop, ready)
+        finally:
+            ingest.stop()
+            workers_stop.set()
+            for worker in workers:
+                worker.join(STOP_LIMIT_S)
+
+
+def _read(ingest: Ingest, stop: threading.Event, ready: Callable[[], object]) -> None:
+    told = False
+    while not stop.is_set():
+        ingest.step()
+        if not told and ingest.owned:
+            told = True
+            log.info(
+                "reading",
+                action="monitor_reading",
+                partitions=[f"{p.topic}[{p.partition}]" for p in sorted(ingest.owned)],
+            )
+            ready()
