@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from trimtab.artifacts import FeatureSpec
 from trimtab_agent.demo.camera import CLEAN, STEPS, Lens, see
+from trimtab_agent.demo.digits import CLASSES, PIXELS, Digits, Pool, champion_data
 from trimtab_agent.recipes.data import TrainingData, concatenate, make_data, save_data
 from trimtab_agent.recipes.data import with_validation as hold_out
 from trimtab_agent.search.protocol import ArtifactResult, RecipeRef
@@ -35,40 +35,27 @@ CHAMPION = {
     "data": {"window": 1.0, "old_mix": 1.0, "class_balance": "none"},
     "seed": 1,
 }
-TRAIN, STREAMED = 700, 600
 
 
-class Digits:
-    """The digits, split by identity so that no figure is inflated by repeats."""
-
-    def __init__(self, seed: int) -> None:
-        digits = load_digits()
-        order = np.random.default_rng(seed).permutation(len(digits.target))
-        self.images = (digits.images / 16.0).astype(np.float32)[order]
-        self.labels = digits.target[order]
-        self.rng = np.random.default_rng(seed + 1)
-
-    def seen(self, first: int, last: int, lens: Lens | None, rows: int, start: int) -> TrainingData:
-        """Return `rows` rows drawn in turn from the identities [first, last) through the lens."""
-        identities = first + np.arange(rows) % (last - first)
-        images = self.images[identities]
-        pixels = images if lens is None else see(images, lens, self.rng)
-        return make_data(
-            pixels.reshape(rows, -1),
-            self.labels[identities],
-            specs=tuple(FeatureSpec(f"pixel_{index}") for index in range(64)),
-            classes=tuple(str(digit) for digit in range(10)),
-            event_time_ms=start + np.arange(rows) * 10,
-            original=lens is None,
-        )
+def seen(digits: Digits, pool: Pool, lens: Lens, rows: int, seed: int) -> TrainingData:
+    """Return `rows` labelled rows of a pool, its digits in turn, as the camera sees them."""
+    images, labels = digits.pool(pool)
+    turn = np.arange(rows) % len(images)
+    pixels = see(images[turn], lens, np.random.default_rng(seed))
+    return make_data(
+        pixels.reshape(rows, -1),
+        labels[turn].astype(np.int64),
+        specs=tuple(FeatureSpec(name) for name in PIXELS),
+        classes=CLASSES,
+        event_time_ms=np.arange(rows) * 10 + 10**9,
+    )
 
 
 def measure(folder: Path, *, trials: int, seed: int) -> dict[str, Any]:
     """Run the whole measurement and return its figures."""
     digits = Digits(seed)
-    end = len(digits.images)
-    old = digits.seen(0, TRAIN, None, TRAIN, 0)
-    degraded = digits.seen(TRAIN, TRAIN + STREAMED, STEPS[-1], 2400, 10**9)
+    old = champion_data(digits, CLEAN, np.random.default_rng(seed))
+    degraded = seen(digits, "early", STEPS[-1], 2400, seed)
     data = hold_out(concatenate(old, degraded), 0.2)
     pool = WorkerPool(1)
     figures: dict[str, Any] = {"trials": trials, "seed": seed}
@@ -87,10 +74,7 @@ def measure(folder: Path, *, trials: int, seed: int) -> dict[str, Any]:
         figures["champion_s"] = champion.seconds
         lenses = {"clean": CLEAN, **{f"{x.blur_sigma}/{x.contrast}": x for x in STEPS}}
         unseen = {
-            name: save_data(
-                digits.seen(TRAIN + STREAMED, end, lens, 2 * (end - TRAIN - STREAMED), 0),
-                folder / f"unseen-{index}.npz",
-            )
+            name: save_data(seen(digits, "late", lens, 1000, seed), folder / f"unseen-{index}.npz")
             for index, (name, lens) in enumerate(lenses.items())
         }
 
