@@ -1,0 +1,213 @@
+"""Housekeeping: relay, traffic, retention. Each under a lease of its own, each bounded per tick.
+
+Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
+the past keeps what it needs. The outbox and rejected payloads, which belong to no model's time, go by the
+clock.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, Table, delete, func, select, update
+
+from trimtab import logs
+from trimtab.alerts.delivery import Relay
+from trimtab.errors import ConflictError
+from trimtab.store.engine import Store
+from trimtab.store.labels import expire_runs
+from trimtab.store.leases import Lease, acquire, check, release
+from trimtab.store.tables import (
+    deliveries,
+    outbox,
+    panes,
+    performance,
+    rejected,
+    resource_panes,
+    row_samples,
+    verdicts,
+    watermarks,
+)
+
+RETENTION_EVERY_MS = 60_000
+ROWS_PER_TICK = 1_000
+"""Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+log = logs.get("housekeeping")
+
+
+class Retention(Struct, frozen=True):
+    """How long states are kept, in milliseconds of a model's event time (or of the clock, see above)."""
+
+    panes_ms: int = 48 * HOUR_MS
+    labels_ms: int = 30 * DAY_MS
+    samples_ms: int = 7 * DAY_MS
+    verdict_detail_ms: int = 30 * DAY_MS
+    """Older superseded revisions go, and the latest keeps its findings without the tree of figures."""
+    rejected_ms: int = 7 * DAY_MS
+    outbox_ms: int = 7 * DAY_MS
+
+
+class Housekeeping:
+    """Relay, traffic and retention. `tick` from one thread only."""
+
+    def __init__(
+        self,
+        store: Store,
+        owner: str,
+        relay: Relay,
+        retention: Retention | None = None,
+        *,
+        lease_s: float = 30.0,
+    ) -> None:
+        """`owner` names this process."""
+        self._store = store
+        self._owner = owner
+        self._relay = relay
+        self._retention = retention or Retention()
+        self._hold_ms = round(lease_s * 1000)
+        self._leases: dict[str, Lease] = {}
+        self._retained_ms: int | None = None
+        self._thinned_ms: dict[str, int] = {}
+        """Per model, the last window whose verdict was thinned since this process began."""
+
+    def tick(self, now_ms: int) -> int:
+        """Do what is due; return how many messages were delivered and rows removed."""
+        done = 0
+        try:
+            lease = self._held("relay", now_ms)
+            if lease is not None:
+                done += self._relay.deliver(lease, now_ms)
+                done += self._relay.publish_traffic(lease, now_ms)
+            due = self._retained_ms is None or now_ms - self._retained_ms >= RETENTION_EVERY_MS
+            lease = self._held("retention", now_ms) if due else None
+            if lease is not None:
+                removed = self._retain(lease, now_ms)
+                done += removed
+                if removed == 0:
+                    self._retained_ms = now_ms
+        except ConflictError:
+            self._leases.clear()
+            log.info("housekeeping_lost_lease", owner=self._owner)
+        return done
+
+    def close(self) -> None:
+        """Give the leases back and close the relay."""
+        for lease in self._leases.values():
+            release(self._store, lease)
+        self._leases.clear()
+        self._relay.close()
+
+    def _held(self, name: str, now_ms: int) -> Lease | None:
+        lease = self._leases.get(name)
+        if lease is None or lease.expires_ms - now_ms <= self._hold_ms // 2:
+            lease = acquire(self._store, name, self._owner, now_ms, self._hold_ms)
+            if lease is None:
+                self._leases.pop(name, None)
+            else:
+                self._leases[name] = lease
+        return lease
+
+    # --- retention ----------------------------------------------------------------------------------
+
+    def _retain(self, lease: Lease, now_ms: int) -> int:
+        keep = self._retention
+        with self._store.read() as connection:
+            newest: Mapping[str, int] = {
+                row.model: row.newest
+                for row in connection.execute(
+                    select(
+                        watermarks.c.model, func.max(watermarks.c.newest_ms).label("newest")
+                    ).group_by(watermarks.c.model)
+                )
+            }
+        removed = 0
+        for model, newest_ms in newest.items():
+            with self._store.write() as connection:
+                check(connection, lease)
+                removed += _forget_model(connection, model, newest_ms, keep)
+                removed += self._thin_verdicts(
+                    connection, model, newest_ms - keep.verdict_detail_ms
+                )
+        with self._store.write() as connection:
+            check(connection, lease)
+            removed += _forget_by_clock(connection, now_ms, keep)
+        return removed
+
+    def _thin_verdicts(self, connection: Connection, model: str, before_ms: int) -> int:
+        """Delete old superseded revisions, and the large figures of the ones that stay."""
+        old = (verdicts.c.model == model) & (verdicts.c.window_start_ms < before_ms)
+        ids = connection.scalars(
+            select(verdicts.c.id).where(old, verdicts.c.latest.is_(False)).limit(ROWS_PER_TICK)
+        ).all()
+        if ids:
+            connection.execute(delete(verdicts).where(verdicts.c.id.in_(ids)))
+        query = select(verdicts.c.id, verdicts.c.window_start_ms, verdicts.c.body).where(
+            old, verdicts.c.latest
+        )
+        if model in self._thinned_ms:
+            query = query.where(verdicts.c.window_start_ms > self._thinned_ms[model])
+        rows = connection.execute(
+            query.order_by(verdicts.c.window_start_ms).limit(ROWS_PER_TICK // 10)
+        ).all()
+        for row in rows:
+            body = msgspec.json.decode(row.body)
+            for name in ("features", "prediction", "resources"):
+                body["figures"].pop(name, None)
+            connection.execute(
+                update(verdicts)
+                .where(verdicts.c.id == row.id)
+                .values(body=msgspec.json.encode(body, order="deterministic").decode())
+            )
+            self._thinned_ms[model] = row.window_start_ms
+        return len(ids) + len(rows)
+
+
+def _forget_model(connection: Connection, model: str, newest_ms: int, keep: Retention) -> int:
+    removed = 0
+    for table, column, age_ms in (
+        (panes, panes.c.pane_start_ms, keep.panes_ms),
+        (resource_panes, resource_panes.c.pane_start_ms, keep.panes_ms),
+        (performance, performance.c.pane_start_ms, keep.labels_ms),
+        (row_samples, row_samples.c.sample_start_ms, keep.samples_ms),
+    ):
+        removed += _forget_until(connection, table, column, model, newest_ms - age_ms)
+    return removed + expire_runs(connection, model, newest_ms - keep.labels_ms)
+
+
+def _forget_until(
+    connection: Connection, table: Table, column: Any, model: str, before_ms: int
+) -> int:
+    """Delete a model's oldest rows before a time, up to the time that ROWS_PER_TICK of them reach."""
+    times = connection.scalars(
+        select(column)
+        .where(table.c.model == model, column < before_ms)
+        .order_by(column)
+        .limit(ROWS_PER_TICK)
+    ).all()
+    if not times:
+        return 0
+    done = connection.execute(delete(table).where(table.c.model == model, column <= times[-1]))
+    return int(done.rowcount)
+
+
+def _forget_by_clock(connection: Connection, now_ms: int, keep: Retention) -> int:
+    ids = connection.scalars(
+        select(outbox.c.id)
+        .where(outbox.c.created_ms < now_ms - keep.outbox_ms)
+        .limit(ROWS_PER_TICK)
+    ).all()
+    if ids:
+        connection.execute(delete(deliveries).where(deliveries.c.outbox_id.in_(ids)))
+        connection.execute(delete(outbox).where(outbox.c.id.in_(ids)))
+    old = connection.scalars(
+        select(rejected.c.id)
+        .where(rejected.c.record_ms < now_ms - keep.rejected_ms)
+        .limit(ROWS_PER_TICK)
+    ).all()
+    if old:
+        connection.execute(delete(rejected).where(rejected.c.id.in_(old)))
+    return len(ids) + len(old)
