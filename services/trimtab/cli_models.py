@@ -23,6 +23,7 @@ from trimtab.cli_output import (
 )
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.store import overview
+from trimtab.store.verdicts import latest_verdicts, verdict_history
 
 model_app = typer.Typer(help="Contracts, versions and champions.", no_args_is_help=True)
 baseline_app = typer.Typer(help="What traffic is compared with.", no_args_is_help=True)
@@ -261,7 +262,7 @@ def window_list(
     """List the newest closed windows of a model."""
     with store_of(context) as store:
         overview.model_status(store, model)
-        points = overview.windows(store, model, limit=limit)
+        points = latest_verdicts(store, model, limit)
     if as_json:
         print_json(points)
         return
@@ -296,7 +297,7 @@ def window_show(
     with store_of(context) as store:
         overview.model_status(store, model)
         start_ms = _start_ms(store, model, start)
-        history = overview.window_history(store, model, start_ms)
+        history = verdict_history(store, model, start_ms)
     if not history:
         raise NotFoundError(
             f"{model} has no verdict for a window at {start!r}. `trimtab window list {model}` shows "
@@ -338,7 +339,7 @@ def _start_ms(store: Any, model: str, text: str) -> int:
     from datetime import UTC, datetime
 
     if text == "latest":
-        newest = overview.windows(store, model, limit=1)
+        newest = latest_verdicts(store, model, 1)
         if not newest:
             raise NotFoundError(f"No window of {model} has closed yet.")
         return newest[0].verdict.window_start_ms

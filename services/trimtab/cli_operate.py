@@ -26,6 +26,7 @@ from trimtab.errors import TrimtabError
 from trimtab.records import Alert, Role, Rollout, Run
 from trimtab.settings import show
 from trimtab.store import overview
+from trimtab.store.verdicts import latest_verdicts
 
 alert_app = typer.Typer(help="Conditions people should know of.", no_args_is_help=True)
 run_app = typer.Typer(help="Retraining runs.", no_args_is_help=True)
@@ -419,7 +420,7 @@ def report_make(
     settings = loaded(context).settings
     with store_of(context) as store:
         overview.model_status(store, model)
-        newest = overview.windows(store, model, limit=1)
+        newest = latest_verdicts(store, model, 1)
     if start_ms is None and not newest:
         raise TrimtabError(f"No window of {model} has closed yet; there is nothing to report on.")
     start = newest[0].verdict.window_start_ms if start_ms is None else start_ms

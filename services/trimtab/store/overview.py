@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, func, or_, select
 
-from trimtab.errors import NotFoundError
-from trimtab.records import Verdict
+from trimtab.errors import NotFoundError, TrimtabError
+from trimtab.records import Alert, Rollout, Run
 from trimtab.store import tables
 from trimtab.store.engine import Store
 from trimtab.store.ledger import PartitionLedger, ledger
@@ -45,14 +45,6 @@ class ModelStatus(Struct, frozen=True, kw_only=True):
     baseline: int | None = None
     """Number of the active baseline; None while the reference is still being gathered."""
     baseline_windows: int | None = None
-
-
-class VerdictPoint(Struct, frozen=True, kw_only=True):
-    """The latest verdict of one window, with its row's identity."""
-
-    id: int
-    created_ms: int
-    verdict: Verdict
 
 
 def fleet(
@@ -213,45 +205,102 @@ def fleet_counts(store: Store, scope: str = "*") -> dict[str, int]:
     return counts
 
 
-def windows(
+class Page(Struct, frozen=True, kw_only=True):
+    """Part of a list, newest first, and where to go on."""
+
+    items: list[Any]
+    next: str | None
+    """Cursor of the next page; None at the end."""
+
+
+def alerts_page(
     store: Store,
-    model: str,
     *,
+    scope: str = "*",
+    model: str | None = None,
+    open_only: bool = False,
+    cursor: str | None = None,
     limit: int = 100,
-    before_ms: int | None = None,
-    from_ms: int | None = None,
-) -> list[VerdictPoint]:
-    """Return the latest revision of each window's verdict, newest window first."""
-    verdicts = tables.verdicts
-    query = select(verdicts.c.id, verdicts.c.created_ms, verdicts.c.body).where(
-        verdicts.c.model == model, verdicts.c.latest
-    )
-    if before_ms is not None:
-        query = query.where(verdicts.c.window_start_ms < before_ms)
-    if from_ms is not None:
-        query = query.where(verdicts.c.window_start_ms >= from_ms)
-    query = query.order_by(verdicts.c.window_start_ms.desc()).limit(limit)
+) -> Page:
+    """Return alerts inside a key's scope, newest first. Raises TrimtabError for a wrong cursor."""
+    table = tables.alerts
+    query = select(table.c.opened_ms.label("at_ms"), table.c.id, table.c.body)
+    if open_only:
+        query = query.where(table.c.state != "resolved")
+    return _page(store, query, table, table.c.opened_ms, Alert, (scope, model, cursor, limit))
+
+
+def runs_page(
+    store: Store,
+    *,
+    scope: str = "*",
+    model: str | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Page:
+    """Return retraining runs inside a key's scope, newest first."""
+    table = tables.runs
+    query = select(table.c.created_ms.label("at_ms"), table.c.id, table.c.body)
+    return _page(store, query, table, table.c.created_ms, Run, (scope, model, cursor, limit))
+
+
+def rollouts_page(
+    store: Store,
+    *,
+    scope: str = "*",
+    model: str | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Page:
+    """Return rollouts inside a key's scope, newest first."""
+    table = tables.rollouts
+    query = select(table.c.created_ms.label("at_ms"), table.c.id, table.c.body)
+    return _page(store, query, table, table.c.created_ms, Rollout, (scope, model, cursor, limit))
+
+
+def alerts_since(store: Store, scope: str, since_ms: int, limit: int = 200) -> list[Alert]:
+    """Return alerts inside a key's scope that changed at or after a time, oldest change first."""
+    table = tables.alerts
+    query = _inside(select(table.c.body), table, scope, None)
+    query = query.where(table.c.updated_ms >= since_ms).order_by(table.c.updated_ms, table.c.id)
     with store.read() as connection:
-        return [_point(row) for row in connection.execute(query)]
+        return [
+            msgspec.json.decode(body, type=Alert) for body in connection.scalars(query.limit(limit))
+        ]
 
 
-def window_history(store: Store, model: str, start_ms: int) -> list[VerdictPoint]:
-    """Return every revision of one window's verdict, first to last; empty for an unknown window."""
-    verdicts = tables.verdicts
-    query = (
-        select(verdicts.c.id, verdicts.c.created_ms, verdicts.c.body)
-        .where(verdicts.c.model == model, verdicts.c.window_start_ms == start_ms)
-        .order_by(verdicts.c.revision)
-    )
+def _inside(query: Select[Any], table: Table, scope: str, model: str | None) -> Select[Any]:
+    kind, _, subject = scope.partition(":")
+    if kind == "team":
+        team = select(tables.models.c.name).where(tables.models.c.team == subject)
+        query = query.where(table.c.model.in_(team))
+    elif kind == "model":
+        query = query.where(table.c.model == subject)
+    return query if model is None else query.where(table.c.model == model)
+
+
+def _page(
+    store: Store,
+    query: Select[Any],
+    table: Table,
+    at: ColumnElement[int],
+    record: type[Any],
+    asked: tuple[str, str | None, str | None, int],
+) -> Page:
+    scope, model, cursor, limit = asked
+    query = _inside(query, table, scope, model)
+    if cursor is not None:
+        at_ms, _, last_id = cursor.partition(":")
+        if not at_ms.isdigit() or not last_id:
+            raise TrimtabError(f"{cursor!r} is no cursor. Use `next` of the page before.")
+        query = query.where(or_(at < int(at_ms), and_(at == int(at_ms), table.c.id < last_id)))
+    query = query.order_by(at.desc(), table.c.id.desc()).limit(min(limit, PAGE_MAX) + 1)
     with store.read() as connection:
-        return [_point(row) for row in connection.execute(query)]
-
-
-def _point(row: Any) -> VerdictPoint:
-    return VerdictPoint(
-        id=row.id,
-        created_ms=row.created_ms,
-        verdict=msgspec.json.decode(row.body, type=Verdict),
+        rows = connection.execute(query).all()
+    kept = rows[: min(limit, PAGE_MAX)]
+    return Page(
+        items=[msgspec.json.decode(row.body, type=record) for row in kept],
+        next=f"{kept[-1].at_ms}:{kept[-1].id}" if len(rows) > len(kept) else None,
     )
 
 

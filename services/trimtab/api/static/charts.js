@@ -1,0 +1,209 @@
+/* The model page's charts: one time axis, verdict bands behind, the canary's steps across. */
+"use strict";
+
+(() => {
+  const root = document.getElementById("charts");
+  if (!root) return;
+
+  const AXIS_PX = 60;
+  const REFRESH_MS = 3000;
+  const SYNC = uPlot.sync("time");
+  const LINES = ["#1f7a8c", "#d1495b", "#e09f3e", "#5b5f97", "#4f772d", "#8d6a9f", "#7f8a8e"];
+  const BANDS = { warning: "138,90,0", alarm: "179,38,30", cannot_tell: "106,76,147" };
+  const charts = new Map();
+  let limit = 240;
+  let latest = null;
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const short = (value) => {
+    if (value == null) return "–";
+    const size = Math.abs(value);
+    if (size >= 1e9) return (value / 1e9).toFixed(1) + " G";
+    if (size >= 1e6) return (value / 1e6).toFixed(1) + " M";
+    if (size >= 1e4) return (value / 1e3).toFixed(0) + " k";
+    if (size >= 100) return value.toFixed(0);
+    if (size >= 10) return value.toFixed(1);
+    return String(Number(value.toPrecision(3)));
+  };
+  const share = (value) => (value == null ? "–" : (value * 100).toFixed(value < 0.1 ? 1 : 0) + " %");
+
+  /* Bands are drawn before the grid, marks after the lines. */
+  function verdictBands() {
+    const shade = (u, data, i) => {
+      const rgb = BANDS[data.outcome[i]];
+      if (!rgb) return;
+      const from = Math.max(u.valToPos(data.start_ms[i] / 1000, "x", true), u.bbox.left);
+      const to = Math.min(u.valToPos(data.end_ms[i] / 1000, "x", true), u.bbox.left + u.bbox.width);
+      if (to <= from) return;
+      u.ctx.fillStyle = `rgba(${rgb},${data.outcome[i] === "alarm" ? 0.16 : 0.1})`;
+      u.ctx.fillRect(from, u.bbox.top, to - from, u.bbox.height);
+    };
+    return {
+      hooks: {
+        drawClear: (u) => {
+          if (!latest) return;
+          u.ctx.save();
+          for (let i = 0; i < latest.t.length; i += 1) shade(u, latest, i);
+          u.ctx.restore();
+        },
+        draw: (u) => {
+          if (!latest) return;
+          const first = u.root.parentElement === root.querySelector(".chart:not(:empty)");
+          const ratio = uPlot.pxRatio;
+          u.ctx.save();
+          u.ctx.strokeStyle = u.ctx.fillStyle = colour("--accent");
+          u.ctx.lineWidth = ratio;
+          u.ctx.setLineDash([4 * ratio, 4 * ratio]);
+          u.ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+          latest.marks.forEach((mark, i) => {
+            const x = u.valToPos(mark.at_ms / 1000, "x", true);
+            if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) return;
+            u.ctx.beginPath();
+            u.ctx.moveTo(x, u.bbox.top);
+            u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
+            u.ctx.stroke();
+            if (!first) return;
+            const right = x + u.ctx.measureText(mark.label).width > u.bbox.left + u.bbox.width;
+            u.ctx.textAlign = right ? "right" : "left";
+            u.ctx.fillText(mark.label, x + (right ? -4 : 4) * ratio, u.bbox.top + (12 + 13 * (i % 4)) * ratio);
+          });
+          u.ctx.restore();
+        },
+      },
+    };
+  }
+
+  const scaleOf = (kind) => (u, min, max) => {
+    if (min == null) return [0, 1];
+    if (kind === "quality") {
+      const pad = Math.max((max - min) * 0.15, 0.02);
+      return max <= 1.0001 ? [Math.max(0, min - pad), Math.min(1, max + pad)] : [0, max + pad];
+    }
+    return [Math.min(0, min), Math.max(max * 1.12, kind === "share" ? 0.02 : 1e-3)];
+  };
+
+  function options(spec, width) {
+    const grid = { stroke: colour("--line"), width: 1 };
+    const axis = { stroke: colour("--quiet"), grid, ticks: grid, font: "11px system-ui, sans-serif" };
+    return {
+      title: spec.title,
+      width,
+      height: spec.height,
+      cursor: { sync: { key: SYNC.key, setSeries: false }, drag: { x: true, y: false } },
+      legend: { live: true },
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
+      scales: { x: { time: true, range: (u, min, max) => [min, spec.end ?? max] }, y: { range: scaleOf(spec.kind) } },
+      axes: [
+        { ...axis, size: 30 },
+        { ...axis, size: AXIS_PX, values: (u, ticks) => ticks.map(spec.format) },
+      ],
+      series: [
+        { value: (u, seconds) => (seconds == null ? "–" : new Date(seconds * 1000).toISOString().slice(5, 19).replace("T", " ")) },
+        ...spec.lines.map((line, i) => ({
+          label: line.label,
+          stroke: line.dash ? colour("--quiet") : LINES[i % LINES.length],
+          width: line.dash ? 1 : 1.75,
+          dash: line.dash ? [6, 4] : undefined,
+          points: { show: !line.dash && latest.t.length < 40, size: 5 },
+          spanGaps: false,
+          value: (u, value) => spec.format(value),
+        })),
+      ],
+      padding: [8, 12, 0, 0],
+      plugins: [verdictBands()],
+    };
+  }
+
+  function threshold(figure) {
+    const value = latest.thresholds[figure];
+    return value == null ? [] : [{ label: `limit ${short(value)}`, values: latest.t.map(() => value), dash: true }];
+  }
+
+  function specs(data) {
+    const lines = (columns, rename = (name) => name) =>
+      Object.entries(columns).filter(([, values]) => values.some((v) => v != null)).map(([name, values]) => ({ label: rename(name), values }));
+    const [quality, versions] = Object.entries(data.performance)[0] ?? ["performance", {}];
+    const drift = Object.fromEntries(Object.entries(data.drift).filter(([name]) => name !== "drifted_share"));
+    const percentages = Object.fromEntries(Object.entries(data.resources).filter(([name]) => name.endsWith("_percent")));
+    const asks = Object.keys(data.thresholds).find((name) => name.startsWith("psi(") || name === "max_psi");
+    return [
+      { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
+      { id: "drift", title: "Drift: PSI against the baseline, the features that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name)), ...(asks ? threshold(asks) : [])] },
+      { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
+      { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
+      { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },
+    ].filter((spec) => spec.lines.some((line) => !line.dash));
+  }
+
+  function draw(data) {
+    latest = data;
+    document.getElementById("nothing").hidden = data.t.length > 0;
+    const width = document.getElementById("chart-performance").parentElement.clientWidth - 2;
+    const end = data.end_ms.length ? data.end_ms[data.end_ms.length - 1] / 1000 : null;
+    const wanted = specs(data);
+    const shown = new Set(wanted.map((spec) => spec.id));
+    for (const [id, entry] of charts) {
+      if (!shown.has(id)) { entry.plot.destroy(); charts.delete(id); }
+    }
+    for (const spec of wanted) {
+      spec.end = end;
+      const columns = [data.t, ...spec.lines.map((line) => line.values)];
+      const shape = JSON.stringify([spec.title, spec.lines.map((line) => line.label), width]);
+      const known = charts.get(spec.id);
+      if (known && known.shape === shape) {
+        known.spec.end = end;
+        known.plot.setData(columns, !known.plot.zoomed);
+        continue;
+      }
+      if (known) known.plot.destroy();
+      const plot = new uPlot(options(spec, width), columns, document.getElementById(`chart-${spec.id}`));
+      charts.set(spec.id, { plot, shape, spec });
+    }
+    strip(data);
+    root.dataset.drawn = String(data.t.length);
+  }
+
+  function strip(data) {
+    const place = document.getElementById("strip");
+    place.hidden = data.t.length === 0;
+    if (!data.t.length) return;
+    const from = data.start_ms[0];
+    const span = data.end_ms[data.end_ms.length - 1] - from || 1;
+    const links = data.start_ms.map((start, i) => {
+      const link = document.createElement("a");
+      link.href = root.dataset.windows + start;
+      link.className = data.outcome[i];
+      link.title = `${new Date(start).toISOString().slice(0, 19).replace("T", " ")}: ${data.outcome[i].replace("_", " ")} (${data.reason[i].replaceAll("_", " ")})`;
+      link.style.left = `${((start - from) / span) * 100}%`;
+      link.style.width = `max(2px, calc(${((data.end_ms[i] - start) / span) * 100}% - 1px))`;
+      return link;
+    });
+    place.replaceChildren(...links);
+  }
+
+  async function refresh() {
+    if (document.hidden) return;
+    const answer = await fetch(`${root.dataset.series}?limit=${limit}`, { headers: { Accept: "application/json" } });
+    if (answer.status === 401) { location.assign("/login"); return; }
+    if (answer.ok) draw(await answer.json());
+  }
+
+  for (const button of root.querySelectorAll("[data-limit]")) {
+    button.addEventListener("click", () => {
+      limit = Number(button.dataset.limit);
+      for (const other of root.querySelectorAll("[data-limit]")) other.removeAttribute("aria-pressed");
+      button.setAttribute("aria-pressed", "true");
+      refresh();
+    });
+  }
+  const redraw = () => {
+    for (const entry of charts.values()) entry.plot.destroy();
+    charts.clear();
+    if (latest) draw(latest);
+  };
+  let resizing = 0;
+  addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(redraw, 120); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  refresh();
+  setInterval(() => refresh().catch(() => undefined), REFRESH_MS);
+})();
