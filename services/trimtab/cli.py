@@ -29,6 +29,7 @@ from trimtab.cli_operate import (
     status,
 )
 from trimtab.cli_output import ATTENTION, Json, console, fail, print_json
+from trimtab.cli_up import up
 from trimtab.errors import TrimtabError
 from trimtab.processes import exit_with_parent
 
@@ -142,6 +143,20 @@ def archive(context: typer.Context) -> None:
     run_process(loaded(context).settings, "archive", run_archive)
 
 
+@app.command()
+def serve(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Serve champions and challengers, and stream what they answer."""
+    from trimtab.serve.app import run_serve
+
+    settings = loaded(context, {"serve.host": host, "serve.port": port}).settings
+    run_process(settings, "serve", run_serve)
+
+
+app.command("up")(up)
 app.command("status")(status)
 app.command("doctor")(doctor)
 
