@@ -1,0 +1,145 @@
+"""Labels in any order, twice, corrected, withdrawn: the joiner ends at the same figures."""
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimtab.monitor.joining import Joining, Newest
+from trimtab.stats.performance import PerformanceState
+from trimtab.store.labels import Group, LabelRun, PredictionRun, StoredRun
+from trimtab.windows.ids import id_hashes
+
+GROUPS = (Group("1", "", 0, ("c=a",)), Group("2", "challenger", 3, ("c=b",)))
+CLASSES = ("no", "yes", "maybe")
+
+PREDICTIONS = st.tuples(
+    st.just("p"), st.integers(0, 6), st.integers(0, 2), st.integers(0, 1), st.integers(-1, 2)
+)
+LABELS = st.tuples(
+    st.just("l"), st.integers(0, 6), st.integers(0, 2), st.booleans(), st.integers(0, 2)
+)
+EVENTS = st.lists(st.tuples(st.integers(1, 3), PREDICTIONS | LABELS), max_size=25)
+
+
+def run_of(seq, partition, event):
+    kind, row, second, third, code = event
+    hashes = id_hashes([f"id{row}"])
+    codes = np.array([code], np.int32)
+    if kind == "p":
+        pane = np.array([second * 1_000])
+        run = PredictionRun(hashes, pane, np.array([third], np.int32), codes, GROUPS, CLASSES)
+    else:
+        run = LabelRun(
+            *(hashes, np.array([0]), np.array([second]), np.array([third])), codes, CLASSES
+        )
+    return StoredRun(partition, seq, run)
+
+
+def total(batches):
+    index, states, classes = Joining(), {}, {}
+    for batch in batches:
+        merge = index.merge(batch)
+        for key, delta in merge.deltas.items():
+            state, labelled, predicted = states.get(key, (PerformanceState(), 0, 0))
+            states[key] = (
+                state.merge(delta.state),
+                labelled + delta.labelled_rows,
+                predicted + delta.predicted_rows,
+            )
+        for key, count in merge.classes.items():
+            classes[key] = classes.get(key, 0) + count
+    empty = (PerformanceState(), 0, 0)
+    return {k: v for k, v in states.items() if v != empty}, classes
+
+
+def recount(events):
+    """The same by the definition, one id at a time."""
+    predictions, labels = {}, {}
+    for partition, (kind, row, second, third, code) in events:
+        if kind == "p":
+            predictions.setdefault(row, []).append((second * 1_000, partition, third, code))
+        else:
+            labels.setdefault(row, []).append((second, third, CLASSES[code].encode()))
+    states = {}
+    for row, found in predictions.items():
+        pane, _, group, code = min(found, key=lambda p: p[:2])
+        if code < 0:
+            continue
+        best = max(labels.get(row, []), default=None)
+        for segment in ("", *GROUPS[group].segments):
+            g = GROUPS[group]
+            key = (pane, g.version, g.arm, g.traffic_revision, segment)
+            confusion, labelled, predicted = states.setdefault(key, [{}, 0, 0])
+            states[key][2] = predicted + 1
+            if best is not None and not best[1]:
+                pair = (best[2].decode(), CLASSES[code])
+                confusion[pair] = confusion.get(pair, 0) + 1
+                states[key][1] = labelled + 1
+    return states
+
+
+def unique_first_predictions(events):
+    """One prediction per (id, partition, pane): the flush has removed the others as duplicates."""
+    seen, kept = set(), []
+    for partition, event in events:
+        place = (partition, event[1], event[2])
+        if event[0] == "p" and place in seen:
+            continue
+        seen |= {place} if event[0] == "p" else set()
+        kept.append((partition, event))
+    return kept
+
+
+@settings(max_examples=150, deadline=None)
+@given(EVENTS, st.lists(st.integers(0, 25), max_size=4), st.randoms(use_true_random=False))
+def test_any_order_and_any_batches_end_at_the_recount(events, cuts, random):
+    events = unique_first_predictions(events)
+    runs = [run_of(seq, partition, event) for seq, (partition, event) in enumerate(events)]
+    random.shuffle(runs)
+    bounds = sorted({min(cut, len(runs)) for cut in cuts} | {0, len(runs)})
+    batches = [runs[a:b] for a, b in pairwise(bounds)]
+    states, classes = total(batches)
+    found = {
+        (k.pane_start_ms, k.version, k.arm, k.traffic_revision, k.segment): [
+            dict(v[0].confusion),
+            v[1],
+            v[2],
+        ]
+        for k, v in states.items()
+    }
+    assert found == recount(events)
+    assert all(count >= 0 for count in classes.values())
+    labels = sum(1 for _, event in events if event[0] == "l")
+    assert sum(classes.values()) <= labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(EVENTS, st.integers(0, 25))
+def test_an_index_rebuilt_from_the_runs_goes_on_as_the_old_one_would(events, cut):
+    events = unique_first_predictions(events)
+    runs = [run_of(seq, partition, event) for seq, (partition, event) in enumerate(events)]
+    before, after = runs[:cut], runs[cut:]
+    old = Joining()
+    for one in before:
+        old.merge([one])
+    rebuilt = Joining()
+    rebuilt.merge(sorted(before, key=lambda r: (r.partition_id, r.seq)))
+    expected, found = old.merge(after), rebuilt.merge(after)
+    assert found.deltas == expected.deltas
+    assert found.classes == expected.classes
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers()), max_size=20), max_size=8))
+def test_the_newest_record_of_a_hash_wins(batches):
+    index, expected = Newest(np.dtype([("v", "<i8")])), {}
+    for batch in batches:
+        rows = {key: value % 1_000 for key, value in batch}
+        keys = np.array(sorted(rows), np.uint64)
+        records = np.zeros(keys.size, [("v", "<i8")])
+        records["v"] = [rows[int(key)] for key in keys]
+        index.put(keys, records)
+        expected |= rows
+    found, records = index.get(np.arange(31, dtype=np.uint64))
+    assert {int(k): int(records["v"][k]) for k in np.flatnonzero(found)} == expected
