@@ -239,7 +239,7 @@ def _events(
         due = []
         while waiting and waiting[0][0] <= moment_ms:
             due.append(heapq.heappop(waiting)[2])
-        yield _inference(options, row, inference_id, moment_ms, previous), due
+        yield _inference(options, row, index, inference_id, moment_ms, previous), due
         previous = label
         if label is not None:
             at_ms = moment_ms + delay_ms
@@ -257,6 +257,7 @@ def _events(
 def _inference(
     options: StreamOptions,
     row: dict[str, Any],
+    index: int,
     inference_id: str,
     moment_ms: int,
     previous: Scalar,
@@ -269,8 +270,8 @@ def _inference(
         prediction = _value(options.predict.partition(":")[2])
     else:
         prediction = None
-    score = None if options.score_column is None else _value(row[options.score_column])
-    latency = None if options.latency_column is None else _value(row[options.latency_column])
+    score = _number(row, options.score_column, index)
+    latency_ms = _number(row, options.latency_column, index)
     features = {}
     for name, column in _feature_columns(options, row).items():
         value = _value(row[column])
@@ -285,8 +286,8 @@ def _inference(
         time=moment_ms,
         features=features,
         prediction=prediction,
-        scores={options.score_class: float(score)} if score is not None else None,
-        latency_ms=None if latency is None else float(latency),
+        scores={options.score_class: score} if score is not None else None,
+        latency_ms=latency_ms,
     )
 
 
@@ -450,6 +451,17 @@ def _value(cell: object) -> Scalar:
     except ValueError:
         return text
     return number if math.isfinite(number) else None
+
+
+def _number(row: dict[str, Any], column: str | None, index: int) -> float | None:
+    if column is None:
+        return None
+    value = _value(row[column])
+    if isinstance(value, str):
+        raise TrimtabError(
+            f"Row {index + 1}, column {column!r}: {value!r} is no number. Repair the file."
+        )
+    return None if value is None else float(value)
 
 
 def _category(cell: object) -> str:
