@@ -394,7 +394,9 @@ def read_ledger(connection: Connection, consumer: str | None = "monitor") -> lis
     ):
         placed.setdefault(pid, {})[cls] = int(number)
     rows = connection.execute(
-        select(partitions).where(wanted).order_by(partitions.c.topic, partitions.c.partition)
+        select(partitions)
+        .where(wanted)
+        .order_by(partitions.c.topic, partitions.c.partition, partitions.c.id)
     ).all()
     return [
         PartitionLedger(

@@ -1,0 +1,567 @@
+"""The ingest on a log in memory: zombies, crashes, losses, poison, a store that goes away."""
+
+import random
+
+import pytest
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import OperationalError
+
+from trimtab.contracts.model import (
+    Contract,
+    Feature,
+    Labels,
+    Prediction,
+    Reference,
+    Source,
+    Windows,
+)
+from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample
+from trimtab.monitor import partition as partition_module
+from trimtab.monitor.ingest import Ingest
+from trimtab.monitor.joiner import Joiner
+from trimtab.monitor.source import Partition
+from trimtab.store import tables as t
+from trimtab.store.engine import open_store
+from trimtab.store.labels import window_performance
+from trimtab.store.ledger import ledger
+from trimtab.store.models import apply_contract
+from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
+from trimtab.store.samples import sample_between
+from trimtab.testing.log import MemoryLog, MemorySource
+from trimtab.windows import abnormal
+
+T0 = 1_700_000_000_000
+IN, LABELS, RESOURCES = Partition("in", 0), Partition("labels", 0), Partition("resources", 0)
+ROLES = {"in": "inference", "labels": "labels", "resources": "resources"}
+CONTRACT = Contract(
+    name="m",
+    task="binary",
+    features={
+        "x": Feature(kind="number", min=0, max=10, required=True),
+        "c": Feature(kind="category", values=("a", "b")),
+        "age": Feature(kind="number", personal=True),
+    },
+    prediction=Prediction(classes=("yes", "no"), positive="yes"),
+    labels=Labels(arrive="within 1h", sources=("human",)),
+    windows=Windows(length="2s", lateness="10s", out_of_order="0s", segments=("c",)),
+    reference=Reference(rows=1),
+)
+
+
+class Clock:
+    """Time that only tests move; each look moves the monotonic one by a second, so all is due."""
+
+    def __init__(self):
+        self.s = 0.0
+
+    def monotonic(self):
+        self.s += 1.0
+        return self.s
+
+    def now_ms(self):
+        return T0 + int(self.s * 1_000)
+
+
+@pytest.fixture
+def store(store_url):
+    store = open_store(store_url)
+    t.metadata.create_all(store.engine)
+    apply_contract(store, CONTRACT, "", "test", T0)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def log():
+    return MemoryLog()
+
+
+def member(store, log, *partitions, owner="one", poll=500, **options):
+    source = MemorySource(log, poll)
+    clock = Clock()
+    ingest = Ingest(
+        store, source, ROLES, owner, now_ms=clock.now_ms, monotonic=clock.monotonic, **options
+    )
+    ingest.start()
+    source.assign(*(partitions or (IN, LABELS, RESOURCES)))
+    return ingest
+
+
+def drain(ingest, rounds=30):
+    quiet = 0
+    for _ in range(rounds):
+        quiet = 0 if ingest.step(0) else quiet + 1
+        if quiet > 4:
+            return
+
+
+def row(i, *, at=None, **fields):
+    given = {
+        "features": {"x": float(i % 10), "c": "ab"[i % 2], "age": 40.0},
+        "prediction": "yes" if i % 3 else "no",
+        "latency_ms": 5.0,
+    }
+    time = T0 + i * 10 if at is None else at
+    return Inference(id=f"id{i}", model="m", version="1", time=time, **(given | fields))
+
+
+def send_rows(log, rows, partition=IN):
+    for one in rows:
+        log.send(partition, one, one.time)
+
+
+def send_label(log, i, value, **fields):
+    given = {"source": "human"} | fields
+    label = Label(inference_id=f"id{i}", model="m", label=value, time=T0 + i, **given)
+    log.send(LABELS, label, T0 + i)
+
+
+def entry(store, topic="in"):
+    (found,) = (one for one in ledger(store) if one.topic == topic)
+    return found
+
+
+def whole(store, segment=""):
+    times = pane_times(store, "m")
+    with store.read() as connection:
+        return window_state(connection, "m", times[0], times[-1] + 1, segment)
+
+
+def assert_balanced(store):
+    assert [problem for one in ledger(store) for problem in one.balance()] == []
+
+
+def test_rows_are_counted_with_their_offsets(store, log):
+    send_rows(log, [row(i) for i in range(700)])
+    ingest = member(store, log)
+    drain(ingest)
+    state = whole(store).state
+    assert (state.rows, state.features["x"].rows, state.statuses) == (700, 700, {"ok": 700})
+    assert whole(store, "c=a").state.rows == 350
+    assert entry(store).unit("row")["counted"] == 700
+    assert ingest.source.hinted[IN] == 700
+    assert_balanced(store)
+
+
+def test_the_same_id_in_the_same_pane_counts_once_even_after_a_restart(store, log):
+    send_rows(log, [row(1), row(1), row(2)])
+    drain(member(store, log))
+    send_rows(log, [row(2), row(3)])
+    drain(member(store, log, owner="two"))
+    assert entry(store).unit("row") | {"held": 0} == {"counted": 3, "duplicate": 2, "held": 0}
+    assert whole(store).state.rows == 3
+
+
+def test_a_zombie_is_refused_and_the_owner_goes_on(store, log):
+    send_rows(log, [row(i) for i in range(10)])
+    zombie = member(store, log, IN, owner="zombie")
+    drain(zombie)
+    owner = member(store, log, IN, owner="owner")
+    owner.step(0)
+    assert owner.owned[IN].claim.epoch == 2
+    send_rows(log, [row(i) for i in range(10, 20)])
+    polled, _ = zombie.source.poll(0)
+    zombie._take(IN, polled[IN])
+    zombie._flush_all([IN])
+    assert zombie.counters["conflicts"] == 1
+    assert entry(store).next_offset == 10
+    drain(owner)
+    assert (entry(store).next_offset, entry(store).owner) == (20, "owner")
+    assert whole(store).state.rows == 20
+    assert_balanced(store)
+
+
+def test_two_that_fight_over_a_partition_still_count_each_row_once(store, log):
+    both = [member(store, log, IN, owner=name) for name in ("one", "two")]
+    for i in range(60):
+        send_rows(log, [row(i)])
+        both[i % 2].step(0)
+    for one in both:
+        drain(one)
+    assert sum(one.counters["conflicts"] for one in both) > 0
+    drain(both[0])
+    assert whole(store).state.rows == 60
+    assert_balanced(store)
+
+
+def test_a_crash_at_any_statement_of_a_flush_leaves_all_or_nothing(store, log, monkeypatch):
+    rows = [row(i) for i in range(40)]
+    for i, one in enumerate(rows):
+        log.send(IN, one, one.time)
+        send_label(log, i, "yes")
+    log.append(IN, b"junk", T0)
+    names = ("write_panes", "write_watermarks", "write_resources")
+    steps = [(partition_module.panes, name) for name in names]
+    steps += [
+        (partition_module.flushes, "keep_rejected"),
+        (partition_module.flushes, "see_versions"),
+        (partition_module.ledger, "add_classes"),
+        (partition_module, "write_run"),
+    ]
+    randomness = random.Random(1)
+    for module, name in steps:
+        crashing = member(store, log, owner=f"before {name}", poll=5)
+        with monkeypatch.context() as patch:
+            kept = getattr(module, name)
+
+            def crash(*args, kept=kept, **kwargs):
+                if randomness.random() < 0.5:
+                    raise KeyboardInterrupt
+                return kept(*args, **kwargs)
+
+            patch.setattr(module, name, crash)
+            try:
+                for _ in range(4):
+                    crashing.step(0)
+            except KeyboardInterrupt:
+                pass
+        assert_balanced(store)
+    drain(member(store, log, owner="last"))
+    assert whole(store).state.rows == 40
+    assert entry(store).unit("row")["rejected"] == 1
+    joiner = Joiner(store, "j")
+    joiner.tick(T0)
+    assert entry(store, "labels").placed_labels == {"joined": 40}
+    assert_balanced(store)
+
+
+def test_a_store_that_goes_away_pauses_reading_and_nothing_is_lost(store, log, monkeypatch):
+    send_rows(log, [row(i) for i in range(10)])
+    ingest = member(store, log, IN)
+    ingest.step(0)
+    real = store.write
+    with monkeypatch.context() as patch:
+
+        def away():
+            raise OperationalError("insert", {}, Exception("the server is gone"))
+
+        patch.setattr(store, "write", away)
+        send_rows(log, [row(i) for i in range(10, 30)])
+        for _ in range(6):
+            ingest.step(0)
+        assert ingest.source.paused == {IN}
+        assert not ingest.owned
+        assert ingest.assigned == {IN}
+    assert store.write == real
+    drain(ingest)
+    assert whole(store).state.rows == 30
+    assert_balanced(store)
+
+
+def test_every_kind_of_poison_is_one_rejected_row_and_the_partition_goes_on(store, log):
+    poison = [None, b"", b"junk", b"\xff\xfe", b"[" * 5_000, b"{}", b'{"id": 1e999}', b"x" * 9_000]
+    for value in poison:
+        log.append(IN, value, T0)
+    log.send(IN, row(0, at=T0 + 10**9), T0)
+    send_rows(log, [row(1)])
+    drain(member(store, log))
+    found = entry(store)
+    assert found.unit("row") | {"held": 0} == {"rejected": 9, "counted": 1, "held": 0}
+    assert ("row", "rejected", "future") in found.classes
+    assert ("row", "rejected", "bad_json") in found.classes
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(t.rejected)) == 9
+        assert connection.scalar(select(func.max(func.length(t.rejected.c.payload)))) == 4_096
+    assert_balanced(store)
+
+
+def test_a_message_that_breaks_counting_itself_is_found_and_rejected(store, log, monkeypatch):
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))  # the model has its cuts, so rows are no longer held
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert "id7" not in rows.ids.tolist()
+        return real(view, cuts, rows, *rest)
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    for _ in range(60):
+        ingest.step(0)
+    classes = entry(store).classes
+    assert classes["row", "rejected", "internal_error"] == 1
+    assert entry(store).unit("row")["counted"] == 20
+    assert_balanced(store)
+
+
+def test_unknown_models_and_wrong_topics_are_counted_by_name(store, log):
+    bound = Contract(name="bound", task="binary", source=Source(topics=("elsewhere",)))
+    apply_contract(store, bound, "", "test", T0)
+    log.send(IN, Inference(id="a", model="nobody", version="1", time=T0), T0)
+    log.send(IN, Inference(id="b", model="bound", version="1", time=T0), T0)
+    drain(member(store, log))
+    assert entry(store).classes == {
+        ("row", "ignored", "unknown_model"): 1,
+        ("row", "rejected", "wrong_topic"): 1,
+    }
+
+
+def test_a_contract_applied_later_counts_from_the_first_offset_after(store, log):
+    ingest = member(store, log, IN)
+    later = Contract(name="later", task="binary", reference=Reference(rows=1))
+    log.send(IN, Inference(id="a", model="later", version="1", time=T0), T0)
+    drain(ingest)
+    apply_contract(store, later, "", "test", T0)
+    log.send(IN, Inference(id="b", model="later", version="1", time=T0), T0)
+    drain(ingest)
+    assert entry(store).classes["row", "ignored", "unknown_model"] == 1
+    with store.read() as connection:
+        activation = connection.execute(select(t.contract_activations)).one()
+    assert (activation.model, activation.revision, activation.from_offset) == ("later", 1, 1)
+
+
+def test_gaps_and_losses_are_told_apart(store, log):
+    send_rows(log, [row(0)])
+    log.skip(IN, 3)
+    send_rows(log, [row(1)])
+    log.skip(IN)
+    ingest = member(store, log, IN)
+    drain(ingest)
+    assert (entry(store).messages, entry(store).gaps, entry(store).next_offset) == (2, 4, 6)
+    ingest.stop()
+    send_rows(log, [row(i) for i in range(2, 12)])
+    log.drop_before(IN, 10)
+    drain(member(store, log, IN, owner="two"))
+    found = entry(store)
+    assert (found.messages, found.gaps, found.lost, found.next_offset) == (8, 4, 4, 16)
+    with store.read() as connection:
+        assert window_state(connection, "m", T0 - 10_000, T0 + 10_000).lost == 4
+        assert window_state(connection, "m", T0 + 10_000_000, T0 + 10_010_000).lost == 0
+    assert_balanced(store)
+
+
+def test_late_rows_reopen_their_pane_until_the_seal_and_are_too_late_after(store, log):
+    send_rows(log, [row(0, at=T0)])
+    log.send(IN, row(1, at=T0 + 9_000), T0 + 9_000)
+    log.send(IN, row(2, at=T0 + 1), T0 + 9_000)
+    log.send(IN, row(3, at=T0 + 12_000), T0 + 12_000)
+    log.send(IN, row(4, at=T0 + 1_999), T0 + 12_000)
+    drain(member(store, log))
+    assert entry(store).unit("row") | {"held": 0} == {"counted": 4, "too_late": 1, "held": 0}
+    with store.read() as connection:
+        first = connection.execute(
+            select(t.panes).where(t.panes.c.pane_start_ms == T0, t.panes.c.segment == "")
+        ).one()
+    assert (first.rows, first.sealed, first.generation) == (2, True, 0)
+
+
+def test_a_longer_lateness_opens_a_new_generation_from_the_identity(store, log):
+    for i, at in enumerate((T0, T0 + 20_000)):
+        log.send(IN, row(i, at=at), at)
+    drain(member(store, log))
+    longer = Windows(length="2s", lateness="60s", out_of_order="0s", segments=("c",))
+    changed = Contract(
+        **{n: getattr(CONTRACT, n) for n in CONTRACT.__struct_fields__ if n != "windows"},
+        windows=longer,
+    )
+    apply_contract(store, changed, "", "test", T0)
+    log.send(IN, row(2, at=T0 + 1), T0 + 20_000)
+    log.send(IN, row(0, at=T0), T0 + 20_000)
+    drain(member(store, log, owner="two"))
+    assert entry(store).unit("row")["duplicate"] == 1
+    with store.read() as connection:
+        found = connection.execute(
+            select(t.panes.c.generation, t.panes.c.rows)
+            .where(t.panes.c.pane_start_ms == T0, t.panes.c.segment == "")
+            .order_by(t.panes.c.generation)
+        ).all()
+    assert [tuple(one) for one in found] == [(0, 1), (1, 1)]
+    assert whole(store).state.rows == 3
+
+
+def test_rows_are_held_until_enough_have_come_and_are_then_counted(store, log):
+    two = [Partition("in", 0), Partition("in", 1)]
+    few = Contract(
+        **{n: getattr(CONTRACT, n) for n in CONTRACT.__struct_fields__ if n != "reference"},
+        reference=Reference(rows=30),
+    )
+    apply_contract(store, few, "", "test", T0)
+    ingest = member(store, log, *two)
+    for i in range(29):
+        send_rows(log, [row(i)], two[i % 2])
+    drain(ingest)
+    assert sum(one.unit("row")["held"] for one in ledger(store)) == 29
+    assert pane_times(store, "m") == []
+    ingest.stop()
+    send_rows(log, [row(29)], two[1])
+    drain(member(store, log, *two, owner="two"))
+    assert sum(one.unit("row")["held"] for one in ledger(store)) == 0
+    assert whole(store).state.rows == 30
+    with store.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(t.held_rows)) == 0
+    assert_balanced(store)
+
+
+def test_batches_count_like_single_rows_with_ids_of_their_own(store, log):
+    batch = InferenceBatch(
+        id="b",
+        model="m",
+        version="1",
+        time=T0,
+        rows=3,
+        features={"x": [1.0, 2.0, "wrong"], "c": ["a", "b", "z"], "extra": [1, 2, 3]},
+        prediction=["yes", "no", "maybe"],
+        status=["ok", "ok", "error"],
+    )
+    log.send(IN, batch, T0)
+    log.send(IN, Inference(id="b-1", model="m", version="1", time=T0, features={"x": 2.0}), T0)
+    drain(member(store, log))
+    state = whole(store).state
+    assert entry(store).unit("row") | {"held": 0} == {"counted": 3, "duplicate": 1, "held": 0}
+    assert entry(store).messages == 2
+    assert state.features["x"].type_errors == 1
+    assert state.rules == {
+        abnormal.REQUEST: 1,
+        abnormal.TYPE_ERROR: 1,
+        abnormal.UNSEEN_CATEGORY: 1,
+        abnormal.RESPONSE: 1,
+        abnormal.ERROR: 1,
+        abnormal.UNKNOWN_CLASS: 1,
+    }
+
+
+def test_abnormal_rows_are_counted_by_rule(store, log):
+    send_rows(
+        log,
+        [
+            row(0, features={"x": 11.0}),
+            row(1, features={"x": -1}),
+            row(2, features={"c": "a"}),
+            row(3, prediction=None),
+            row(4, prediction=None, status="timeout"),
+            row(5),
+        ],
+    )
+    drain(member(store, log))
+    assert whole(store).state.rules == {
+        abnormal.REQUEST: 3,
+        abnormal.OUT_OF_RANGE: 2,
+        abnormal.MISSING_REQUIRED: 1,
+        abnormal.RESPONSE: 2,
+        abnormal.MISSING_PREDICTION: 1,
+        abnormal.TIMEOUT: 1,
+    }
+
+
+def test_labels_before_after_twice_corrected_withdrawn_and_from_the_wrong_source(store, log):
+    joiner = Joiner(store, "j")
+    ingest = member(store, log)
+    send_label(log, 0, "yes")  # before its row
+    drain(ingest)
+    joiner.tick(T0)
+    assert entry(store, "labels").waiting_labels == 1
+    send_rows(log, [row(i, prediction="yes") for i in range(5)])
+    send_label(log, 0, "yes")  # twice
+    send_label(log, 1, "no")
+    send_label(log, 1, "yes", revision=1)  # corrected
+    send_label(log, 2, "yes")
+    send_label(log, 2, None, revision=1, retracted=True)
+    send_label(log, 3, "yes", source="model")
+    send_label(log, 4, [1])
+    drain(ingest)
+    for tick in range(3):
+        joiner.tick(T0 + tick)
+    found = entry(store, "labels")
+    assert found.placed_labels == {"joined": 3, "superseded": 2, "duplicate": 1}
+    assert found.unit("label") == {"ignored": 1, "rejected": 1}
+    assert found.waiting_labels == 0
+    with store.read() as connection:
+        (one,) = window_performance(connection, "m", T0, T0 + 10_000).values()
+    assert (one.state.confusion, one.labelled_rows, one.predicted_rows) == (
+        {("yes", "yes"): 2},
+        2,
+        5,
+    )
+    assert_balanced(store)
+
+
+def test_a_joiner_that_takes_over_rebuilds_and_the_old_one_is_refused(store, log):
+    send_rows(log, [row(i, prediction="yes") for i in range(4)])
+    send_label(log, 0, "yes")
+    ingest = member(store, log)
+    drain(ingest)
+    old, new = Joiner(store, "old"), Joiner(store, "new")
+    old.tick(T0)
+    assert new.tick(T0) == 0  # the other one holds the shard
+    send_label(log, 0, "no", revision=1)
+    send_label(log, 1, "yes")
+    drain(ingest)
+    later = T0 + 60_000
+    assert new.tick(later) > 0
+    send_label(log, 2, "yes")
+    drain(ingest)
+    assert old.tick(T0 + 1) == 0  # believes in its lease of long ago; the fence knows better
+    assert new.tick(later + 1) == 1
+    with store.read() as connection:
+        (one,) = window_performance(connection, "m", T0, T0 + 10_000).values()
+    assert one.state.confusion == {("no", "yes"): 1, ("yes", "yes"): 2}
+    assert_balanced(store)
+
+
+def test_resources_are_gauges_of_a_window(store, log):
+    sample = ResourceSample(cpu_percent=50.0, memory_bytes=1_000)
+    log.send(RESOURCES, Resource(instance="i", model="m", version="1", time=T0, sample=sample), T0)
+    send_rows(log, [row(0, resources=ResourceSample(cpu_percent=70.0))])
+    drain(member(store, log))
+    with store.read() as connection:
+        found = window_resources(connection, "m", T0, T0 + 2_000)
+    assert found["1"].gauges["cpu"].count == 2
+    assert found["1"].gauges["memory"].count == 1
+    assert_balanced(store)
+
+
+def test_arms_are_counted_by_assignment(store, log):
+    send_rows(log, [row(i, arm="challenger", traffic_revision=3) for i in range(4)])
+    send_rows(log, [row(9, arm="champion", traffic_revision=3, status="error")])
+    send_rows(log, [row(10)])
+    drain(member(store, log))
+    found = {one.arm: (one.rows, one.errors) for one in arm_counts(store, "m", [3], None)}
+    assert found == {"challenger": (4, 0), "champion": (1, 1)}
+
+
+def test_a_sample_leaves_personal_features_out(store, log):
+    send_rows(log, [row(i) for i in range(600)])
+    drain(member(store, log))
+    with store.read() as connection:
+        rows = sample_between(connection, "m", T0, T0 + 10_000)
+    assert len(rows) == 500
+    assert rows[0].features.keys() == {"x", "c"}
+
+
+def test_a_new_identity_of_the_topic_starts_a_ledger_of_its_own(store, log):
+    send_rows(log, [row(0), row(1)])
+    drain(member(store, log, IN))
+    other = MemoryLog("another")
+    send_rows(other, [row(5)])
+    drain(member(store, other, IN, owner="two"))
+    assert [(one.cluster_id, one.next_offset) for one in ledger(store)] == [
+        ("memory", 2),
+        ("another", 1),
+    ]
+    assert_balanced(store)
+
+
+def test_a_revoked_partition_is_flushed_before_it_goes(store, log):
+    ingest = member(store, log, IN, flush_s=1e9)
+    ingest._monotonic = lambda: 5.0
+    ingest.step(0)
+    send_rows(log, [row(i) for i in range(7)])
+    ingest.step(0)
+    assert entry(store).next_offset == 0
+    ingest.source.revoke(IN)
+    ingest.step(0)
+    assert entry(store).next_offset == 7
+    assert not ingest.owned
+
+
+def test_what_is_gone_from_sql_does_not_stop_the_flush(store, log):
+    send_rows(log, [row(0)])
+    ingest = member(store, log, IN)
+    drain(ingest)
+    with store.write() as connection:
+        connection.execute(delete(t.rejected))
+        connection.execute(delete(t.panes))
+    send_rows(log, [row(1)])
+    drain(ingest)
+    assert entry(store).next_offset == 2
