@@ -2,12 +2,15 @@
 
 import typer
 
-app = typer.Typer(help="Decide, retrain and roll out on a schedule.")
+app = typer.Typer(add_completion=False)
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def agent(context: typer.Context) -> None:
-    """Run the agent: one is active, others stand by. Ctrl-C stops it; its records say where it was."""
+    """Decide, retrain and roll out on a schedule.
+
+    One agent is active, others stand by. Ctrl-C stops it; its records say where it was.
+    """
     from trimtab.cli_context import loaded, run_process
     from trimtab_agent.app import run_agent
 

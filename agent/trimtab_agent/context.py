@@ -72,6 +72,8 @@ class Deps:
     """Root of the artifact store."""
     errors: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(first in ms, count) of errors in a row per record and state; forgotten at a restart."""
+    aliases: dict[str, tuple[int, dict[str, str | None]]] = field(default_factory=dict)
+    """(checked at ms, aliases) last confirmed in the registry per model; forgotten at a restart."""
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,10 @@ class RecipeTrainer:
                 out_file=self._folder(run.id) / "data" / f"{name}.npz",
             )
 
-        return self._ask(run.id, f"compare:{name}", start, keep=True)
+        found: EvaluateResult | WorkFailed | None = self._ask(
+            run.id, f"compare:{name}", start, keep=True
+        )
+        return found
 
     def _ask(
         self, run_id: str, what: str, start: Callable[[], Pending[Any]], *, keep: bool = False

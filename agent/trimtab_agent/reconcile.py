@@ -5,12 +5,15 @@ does no long work; what takes long runs aside (`jobs`, the trainer's workers) an
 A model that fails is reported and does not stop the others.
 """
 
+from itertools import pairwise
+
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from trimtab import logs
 from trimtab.contracts.model import duration_ms
 from trimtab.errors import ConflictError
+from trimtab.events.types import Traffic
 from trimtab.records import (
     FINAL_ROLLOUT,
     FINAL_RUN,
@@ -173,18 +176,17 @@ def gather_evidence(
 ) -> Evidence:
     """Read what a decision about the model rests on."""
     rollouts = records.list_rollouts(ctx.store, ctx.model, RUNS_REMEMBERED)
-    promoted = [r for r in rollouts if r.state is RolloutState.DONE and r.promoted_ms is not None]
-    since_ms = max((r.promoted_ms or 0 for r in promoted), default=0)
+    since_ms = champion_since_ms(records.traffic_history(ctx.store, ctx.model))
     verdicts = ctx.deps.sight.verdicts(ctx.model)
     onset_ms = harm_onset_ms(concerns(verdicts, since_ms), incident)
     traffic = records.current_traffic(ctx.store, ctx.model)
     labelled = 0
     if traffic is not None and onset_ms is not None:
         labelled = ctx.deps.sight.labelled_rows(ctx.model, traffic.arms[0].version, onset_ms)
-    rolled_back = {
-        r.run_id: r.finished_ms or r.updated_ms
+    ends = {
+        r.run_id: (r.state.value, r.finished_ms or r.updated_ms)
         for r in rollouts
-        if r.state is RolloutState.ROLLED_BACK
+        if r.state in FINAL_ROLLOUT
     }
     return gather(
         model=ctx.model,
@@ -195,10 +197,21 @@ def gather_evidence(
         incident=incident,
         runs=runs,
         month_start_ms=month_start_ms(policy, ctx.now_ms),
-        last_attempt=last_attempt(runs, incident, rolled_back),
+        last_attempt=last_attempt(runs, ends),
         busy=_busy(runs, rollouts),
         champion=traffic is not None,
     )
+
+
+def champion_since_ms(history: list[tuple[int, Traffic]]) -> int:
+    """When the current champion took over; 0 for a model's first one. `history` is newest first.
+
+    Windows before it judge another model, so they neither accuse nor clear the current one.
+    """
+    for (at_ms, traffic), (_, before) in pairwise(history):
+        if traffic.arms[0].version != before.arms[0].version:
+            return at_ms
+    return 0
 
 
 def _busy(runs: list[Run], rollouts: list[Rollout]) -> str | None:
@@ -285,10 +298,10 @@ def _repair_aliases(ctx: Context) -> None:
             if found.get(alias) != version:
                 registry.set_alias(model, alias, version)
 
-    key = f"aliases:{model}:{wanted['champion']}:{wanted['challenger']}"
-    checked_ms = ctx.deps.errors.get(key, (0, 0))[0]
-    if ctx.now_ms < checked_ms + ALIAS_CHECK_MS:
+    checked_ms, confirmed = ctx.deps.aliases.get(model, (0, {}))
+    if confirmed == wanted and ctx.now_ms < checked_ms + ALIAS_CHECK_MS:
         return
+    key = f"aliases:{model}:{wanted['champion']}:{wanted['challenger']}"
     done, _ = ctx.deps.jobs.poll(key, repair)
     if done:
-        ctx.deps.errors[key] = (ctx.now_ms, 0)
+        ctx.deps.aliases[model] = (ctx.now_ms, wanted)

@@ -274,13 +274,16 @@ def _not_now(
     evidence: Evidence, policy: Policy, now_ms: int, found: list[Concern]
 ) -> Decision | None:
     what = f"Performance fell ({_names(found)}), but"
-    if evidence.last_attempt is not None and evidence.incident is not None:
-        until = evidence.last_attempt.finished_ms + cooldown_ms(policy, evidence.incident.attempts)
+    last, incident = evidence.last_attempt, evidence.incident
+    if last is not None:
+        same = incident is not None and last.incident_id == incident.id
+        attempts = max(1, incident.attempts) if same and incident is not None else 1
+        until = last.finished_ms + cooldown_ms(policy, attempts)
         if now_ms < until:
             return _of(
                 Action.HOLD,
                 Why.COOLDOWN,
-                f"{what} the last attempt ended {evidence.last_attempt.outcome}: "
+                f"{what} the last attempt ended {last.outcome.replace('_', ' ')}: "
                 "the next one waits for its cooldown.",
                 until,
                 cooldown_until_ms=until,

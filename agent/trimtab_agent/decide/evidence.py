@@ -4,7 +4,7 @@ A verdict of the newest window often cannot speak of performance yet, because la
 each rule is taken from the newest window that judged it, among the last `MEMORY_WINDOWS`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -60,11 +60,12 @@ class Concern(Struct, frozen=True, kw_only=True):
 
 
 class Attempt(Struct, frozen=True):
-    """How the last attempt of an incident ended, and when."""
+    """How the model's last attempt ended, and when; `incident_id` is the incident it was for."""
 
     run_id: str
     outcome: str
     finished_ms: int
+    incident_id: str | None = None
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -197,21 +198,17 @@ def gather(
     )
 
 
-def last_attempt(
-    runs: Sequence[Run], incident: Incident | None, rolled_back: dict[str, int]
-) -> Attempt | None:
-    """The newest finished attempt of the incident; `rolled_back` maps a run to its rollout's end (ms).
+def last_attempt(runs: Sequence[Run], ends: Mapping[str, tuple[str, int]]) -> Attempt | None:
+    """The model's newest finished attempt; `ends` maps a run to its rollout's (end, time in ms).
 
-    A run that was blessed counts as finished when its rollout was rolled back.
+    A blessed run is finished when its rollout is.
     """
-    if incident is None:
-        return None
     ended: list[Attempt] = []
     for run in runs:
-        if run.incident_id != incident.id or run.state in REFUNDED:
+        if run.state in REFUNDED or run.state not in FINAL_RUN:
             continue
-        if run.id in rolled_back:
-            ended.append(Attempt(run.id, "rolled_back", rolled_back[run.id]))
-        elif run.state in FINAL_RUN and run.state is not RunState.BLESSED:
-            ended.append(Attempt(run.id, run.state.value, run.finished_ms or run.updated_ms))
+        outcome, finished_ms = run.state.value, run.finished_ms or run.updated_ms
+        if run.id in ends:
+            outcome, finished_ms = ends[run.id]
+        ended.append(Attempt(run.id, outcome, finished_ms, run.incident_id))
     return max(ended, key=lambda attempt: attempt.finished_ms, default=None)
