@@ -236,7 +236,7 @@ def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str
         ("errors", percent(tree.get("error_rate"), 2), "of requests"),
         ("rows", thousands(tree.get("rows")), "in the latest window"),
     ]
-    if status.baseline is not None:
+    if status.baseline:  # number 0 is the draft that traffic still fills
         tiles.append(("baseline", f"№ {status.baseline}", f"{status.baseline_windows} windows"))
     else:
         tiles.append(("baseline", "none yet", str(reference.get("reason") or "calibrating")))

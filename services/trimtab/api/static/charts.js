@@ -27,6 +27,17 @@
   };
   const share = (value) => (value == null ? "–" : (value * 100).toFixed(value < 0.1 ? 1 : 0) + " %");
 
+  /* A mark's name on a small plate, beside its line and inside the plot. */
+  function label(u, text, x, y, ratio) {
+    const width = u.ctx.measureText(text).width + 8 * ratio;
+    const left = x + width + 4 * ratio > u.bbox.left + u.bbox.width ? x - width - 3 * ratio : x + 3 * ratio;
+    u.ctx.fillStyle = colour("--card");
+    u.ctx.fillRect(left, y - 8 * ratio, width, 15 * ratio);
+    u.ctx.fillStyle = colour("--accent");
+    u.ctx.textBaseline = "middle";
+    u.ctx.fillText(text, left + 4 * ratio, y);
+  }
+
   /* Bands are drawn before the grid, marks after the lines. */
   function verdictBands() {
     const shade = (u, data, i) => {
@@ -63,15 +74,31 @@
             u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
             u.ctx.stroke();
             if (!first) return;
-            const right = x + u.ctx.measureText(mark.label).width > u.bbox.left + u.bbox.width;
-            u.ctx.textAlign = right ? "right" : "left";
-            u.ctx.fillText(mark.label, x + (right ? -4 : 4) * ratio, u.bbox.top + (12 + 13 * (i % 4)) * ratio);
+            label(u, mark.label, x, u.bbox.top + u.bbox.height - (10 + 17 * (i % 3)) * ratio, ratio);
           });
           u.ctx.restore();
         },
       },
     };
   }
+
+  /* Ticks as 24-hour times, with the day where it changes or where ticks are days apart. */
+  function times(u, ticks, _axis, _space, step) {
+    let before = "";
+    return ticks.map((seconds) => {
+      const text = new Date(seconds * 1000).toISOString();
+      const day = text.slice(5, 10);
+      const clock = step < 60 ? text.slice(11, 19) : text.slice(11, 16);
+      const shown = step >= 86400 ? day : day !== before && before ? `${day} ${clock}` : clock;
+      before = day;
+      return shown;
+    });
+  }
+
+  /* Without a pointer the legend tells the newest window. */
+  const tellNewest = (u) => {
+    if (u.cursor.idx == null && u.data[0].length) u.setLegend({ idx: u.data[0].length - 1 }, false);
+  };
 
   const scaleOf = (kind) => (u, min, max) => {
     if (min == null) return [0, 1];
@@ -94,7 +121,7 @@
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
       scales: { x: { time: true, range: (u, min, max) => [min, spec.end ?? max] }, y: { range: scaleOf(spec.kind) } },
       axes: [
-        { ...axis, size: 30 },
+        { ...axis, size: 30, space: 90, values: times },
         { ...axis, size: AXIS_PX, values: (u, ticks) => ticks.map(spec.format) },
       ],
       series: [
@@ -111,6 +138,7 @@
       ],
       padding: [8, 12, 0, 0],
       plugins: [verdictBands()],
+      hooks: { ready: [tellNewest], setData: [tellNewest], setCursor: [tellNewest] },
     };
   }
 
@@ -123,12 +151,13 @@
     const lines = (columns, rename = (name) => name) =>
       Object.entries(columns).filter(([, values]) => values.some((v) => v != null)).map(([name, values]) => ({ label: rename(name), values }));
     const [quality, versions] = Object.entries(data.performance)[0] ?? ["performance", {}];
-    const drift = Object.fromEntries(Object.entries(data.drift).filter(([name]) => name !== "drifted_share"));
+    const moved = Object.entries(data.drift).filter(([name]) => name.startsWith("psi("));
+    const drift = moved.length ? Object.fromEntries(moved) : { max_psi: data.drift.max_psi };
     const percentages = Object.fromEntries(Object.entries(data.resources).filter(([name]) => name.endsWith("_percent")));
     const asks = Object.keys(data.thresholds).find((name) => name.startsWith("psi(") || name === "max_psi");
     return [
       { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
-      { id: "drift", title: "Drift: PSI against the baseline, the features that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name)), ...(asks ? threshold(asks) : [])] },
+      { id: "drift", title: "Drift: PSI against the baseline, the features that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name.slice(4, -1))), ...(asks ? threshold(asks) : [])] },
       { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
       { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
       { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },
