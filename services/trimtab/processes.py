@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from msgspec import Struct
 
@@ -156,17 +156,17 @@ def trimtab_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "trimtab", *arguments]
 
 
-def exit_with_parent(stream: IO[bytes] | None = None) -> None:
+def exit_with_parent(descriptor: int = 0) -> None:
     """End this process with SIGTERM when the parent that started it is gone.
 
     Does nothing unless the parent asked for it (see `Supervisor`).
     """
     if os.environ.get(PARENT_VARIABLE) != "1":
         return
-    source = stream or sys.stdin.buffer
 
     def wait() -> None:
-        while source.read(4096):
+        # Not through sys.stdin: its lock, held by this thread, would break the shutdown.
+        while os.read(descriptor, 4096):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

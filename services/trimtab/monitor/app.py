@@ -16,8 +16,10 @@ from contextlib import closing
 from typing import Any
 
 from trimtab import logs
+from trimtab.alerts.delivery import KafkaPublisher, Relay, WebhookTarget
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.housekeeping import DAY_MS, HOUR_MS, Housekeeping, Retention
 from trimtab.monitor.ingest import Ingest, clock_ms
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.metrics import METRICS
@@ -125,18 +127,54 @@ def owner_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def workers_of(store: Store, owner: str, stop: threading.Event) -> list[Worker]:
+def workers_of(
+    settings: Settings, store: Store, owner: str, stop: threading.Event
+) -> list[Worker]:
     """Return the background workers, not yet started."""
+    lease_s = settings.monitor.lease_s
 
     def joiner() -> tuple[Callable[[int], int], Callable[[], None]]:
         made = Joiner(store, owner)
         return made.tick, made.stop
 
     def evaluator() -> tuple[Callable[[int], int], Callable[[], None]]:
-        made = Evaluator(store, owner)
+        made = Evaluator(store, owner, lease_s=lease_s)
         return made.tick, made.close
 
-    return [Worker("joiner", joiner, stop), Worker("evaluator", evaluator, stop)]
+    def housekeeping() -> tuple[Callable[[int], int], Callable[[], None]]:
+        made = Housekeeping(
+            store, owner, relay_of(settings, store), retention_of(settings), lease_s=lease_s
+        )
+        return made.tick, made.close
+
+    return [
+        Worker("joiner", joiner, stop),
+        Worker("evaluator", evaluator, stop),
+        Worker("housekeeping", housekeeping, stop),
+    ]
+
+
+def relay_of(settings: Settings, store: Store) -> Relay:
+    """Return the outbox relay with the configured receivers."""
+    kafka = settings.kafka
+    webhooks = {
+        name: WebhookTarget(hook.url, hook.secret.get_secret_value() if hook.secret else None)
+        for name, hook in settings.webhooks.items()
+    }
+    publisher = KafkaPublisher(kafka.bootstrap, kafka.version, kafka.client)
+    return Relay(store, publisher, kafka.prefix, webhooks)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """Return the configured retention."""
+    keep = settings.retention
+    return Retention(
+        panes_ms=keep.panes_hours * HOUR_MS,
+        labels_ms=keep.labels_days * DAY_MS,
+        samples_ms=keep.samples_days * DAY_MS,
+        rejected_ms=keep.rejected_days * DAY_MS,
+        outbox_ms=keep.outbox_days * DAY_MS,
+    )
 
 
 def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], object]) -> None:
@@ -160,7 +198,7 @@ def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], o
             METRICS.serve(settings.monitor.metrics_port)
         ingest.start()
         workers_stop = threading.Event()
-        workers = workers_of(store, owner, workers_stop)
+        workers = workers_of(settings, store, owner, workers_stop)
         for worker in workers:
             worker.start()
         try:
