@@ -126,6 +126,8 @@ class MonitorSettings(_Section):
     shards: int = Field(default=1, ge=1, le=256)
     """Hash shards of the label joiner."""
     workers: int = Field(default=1, ge=1, le=64)
+    lease_s: float = Field(default=30.0, ge=1)
+    """How long evaluator and relay of a dead replica keep others from taking over."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port of the monitor's own Prometheus figures on 127.0.0.1; 0: none."""
 
