@@ -115,6 +115,8 @@ def test_a_wrong_feature_does_not_blame_the_rules_that_name_it() -> None:
         ('task = "binary"\n[windows]\nlength = "0s"', "windows.length", "more than nothing"),
         ('task = "binary"\n[windows]\ntime_zone = "Mars"', "windows.time_zone", "no time zone"),
         ('task = "binary"\n[windows]\nmin_rows = 0', "windows.min_rows", "got 0"),
+        ('task = "binary"\n[source]\nformat = "kserve"', "source.format", "cannot be read yet"),
+        ('task = "binary"\n[source]\nformat = "xml"', "source.format", "expected one of"),
         ('task = "binary"\n[labels]\narrive = "soon"', "labels.arrive", "within 21 days"),
         ('task = "binary"\n[canary]\nsteps = [0.5, 1.0]', "canary.steps", "below 1"),
         ('task = "binary"\n[canary]\nalpha = nan', "canary.alpha", "a finite number"),

@@ -19,6 +19,8 @@ CATEGORIES_MAX = 10_000
 CLASSES_MAX = 10_000
 NAME_LENGTH_MAX = 200
 PANES_PER_WINDOW_MAX = 10_000
+FORMATS_READ = ("trimtab",)
+"""A contract that names another format would watch nothing, so it is refused."""
 
 
 class Known(Struct, frozen=True):
@@ -49,6 +51,11 @@ def _check_names(contract: Contract) -> Iterator[tuple[Path, str]]:
                 (key,),
                 f"expected 1 to {NAME_LENGTH_MAX} letters, digits, '-', '_' or '.', got {value!r}.",
             )
+    if contract.source.format not in FORMATS_READ:
+        yield (
+            ("source", "format"),
+            f'"{contract.source.format}" events cannot be read yet. Send them as "trimtab".',
+        )
     for index, topic in enumerate(contract.source.topics):
         allowed = topic.replace("-", "").replace("_", "").replace(".", "")
         if not (allowed.isalnum() and allowed.isascii() and len(topic) <= 249):
