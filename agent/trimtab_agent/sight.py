@@ -37,12 +37,14 @@ class StoreSight:
     ) -> dict[tuple[int, str], ArmTally]:
         """See `context.Sight`."""
         wanted = list(revisions)
+        # A pane is mature when its end, not its start, is older than the maturity.
+        before_ms = now_ms - maturity_ms - contract.windows.pane_ms + 1
         counts = {
             (c.revision, c.arm): c for c in arm_counts(self._store, contract.name, wanted, None)
         }
         mature = {
             (p.revision, p.arm): p
-            for p in arm_performance(self._store, contract.name, wanted, now_ms - maturity_ms)
+            for p in arm_performance(self._store, contract.name, wanted, before_ms)
         }
         tallies = {}
         for key in counts.keys() | mature.keys():
