@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from litestar import Router, delete, post
 from litestar.datastructures import State
+from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from trimtab.api.auth import Asked, allow
@@ -84,7 +85,7 @@ def _note(store: Store, request: Asked, action: str, subject: str, text: str) ->
 
 
 @post("/alerts/{alert:str}/ack", sync_to_thread=True, status_code=200)
-def acknowledge(state: State, request: Asked, alert: str) -> Alert:
+def acknowledge(state: State, request: Asked, alert: FromPath[str]) -> Alert:
     """Say that somebody looks at an alert."""
     _alert(request, state.store, alert)
     changed = alerts.acknowledge(state.store, alert, who(request.user), now_ms())
@@ -93,7 +94,9 @@ def acknowledge(state: State, request: Asked, alert: str) -> Alert:
 
 
 @post("/alerts/{alert:str}/resolve", sync_to_thread=True, status_code=200)
-def resolve(state: State, request: Asked, alert: str, data: Resolution) -> Alert:
+def resolve(
+    state: State, request: Asked, alert: FromPath[str], data: JSONBody[Resolution]
+) -> Alert:
     """Resolve an alert by hand; while its condition lasts the next verdict opens a new one."""
     _alert(request, state.store, alert)
     changed = alerts.resolve(state.store, alert, who(request.user), data.note, now_ms())
@@ -102,7 +105,9 @@ def resolve(state: State, request: Asked, alert: str, data: Resolution) -> Alert
 
 
 @post("/alerts/{alert:str}/silence", sync_to_thread=True)
-def silence(state: State, request: Asked, alert: str, data: Quiet) -> alerts.Silence:
+def silence(
+    state: State, request: Asked, alert: FromPath[str], data: JSONBody[Quiet]
+) -> alerts.Silence:
     """Call no webhook for an alert's condition for a while; the record is kept."""
     found = _alert(request, state.store, alert)
     now = now_ms()
@@ -116,7 +121,10 @@ def silence(state: State, request: Asked, alert: str, data: Quiet) -> alerts.Sil
 
 @post("/runs/{run:str}/{action:str}", sync_to_thread=True, status_code=202)
 def ask_run(
-    state: State, request: Asked, run: str, action: Literal["approve", "reject", "cancel"]
+    state: State,
+    request: Asked,
+    run: FromPath[str],
+    action: FromPath[Literal["approve", "reject", "cancel"]],
 ) -> Asking:
     """Ask the agent to approve, reject or cancel a run."""
     allow(request.user, state.store, agent.get_run(state.store, run).model)
@@ -125,7 +133,9 @@ def ask_run(
 
 
 @post("/runs/{run:str}/challenger", sync_to_thread=True, status_code=202)
-def give_challenger(state: State, request: Asked, run: str, data: Challenger) -> Asking:
+def give_challenger(
+    state: State, request: Asked, run: FromPath[str], data: JSONBody[Challenger]
+) -> Asking:
     """Give a run with an external trainer the challenger it waits for."""
     allow(request.user, state.store, agent.get_run(state.store, run).model)
     detail = {"artifact_uri": data.artifact_uri, "artifact_sha256": data.artifact_sha256}
@@ -138,8 +148,8 @@ def give_challenger(state: State, request: Asked, run: str, data: Challenger) ->
 def ask_rollout(
     state: State,
     request: Asked,
-    rollout: str,
-    action: Literal["approve", "reject", "pause", "resume", "abort"],
+    rollout: FromPath[str],
+    action: FromPath[Literal["approve", "reject", "pause", "resume", "abort"]],
 ) -> Asking:
     """Ask the agent to approve, reject, pause, resume or abort a rollout."""
     allow(request.user, state.store, agent.get_rollout(state.store, rollout).model)
@@ -148,7 +158,7 @@ def ask_rollout(
 
 
 @post("/keys", sync_to_thread=True, role=Role.ADMIN, everything=True)
-def make_key(state: State, request: Asked, data: NewKey) -> MadeKey:
+def make_key(state: State, request: Asked, data: JSONBody[NewKey]) -> MadeKey:
     """Make an API key."""
     role = Role[data.role.upper()]
     made = keys.create_key(state.store, data.name, role, data.scope, now_ms(), who(request.user))
@@ -156,7 +166,7 @@ def make_key(state: State, request: Asked, data: NewKey) -> MadeKey:
 
 
 @delete("/keys/{key:str}", sync_to_thread=True, role=Role.ADMIN, everything=True, status_code=200)
-def revoke_key(state: State, request: Asked, key: str) -> Key:
+def revoke_key(state: State, request: Asked, key: FromPath[str]) -> Key:
     """Revoke a key at once."""
     row = keys.revoke_key(state.store, key, now_ms(), who(request.user))
     return Key(

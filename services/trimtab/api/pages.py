@@ -12,7 +12,7 @@ import msgspec
 from litestar import Response, Router, get, post
 from litestar.datastructures import Cookie, State
 from litestar.enums import RequestEncodingType
-from litestar.params import Body, Parameter
+from litestar.params import Body, FromPath, QueryParameter
 from litestar.response import Redirect, Template
 
 from trimtab import __version__
@@ -148,8 +148,8 @@ def logout(state: State, request: Asked) -> Redirect:
 def fleet_page(
     state: State,
     request: Asked,
-    after: Annotated[str, Parameter(max_length=200)] = "",
-    search: Annotated[str, Parameter(max_length=200)] = "",
+    after: Annotated[str, QueryParameter(max_length=200)] = "",
+    search: Annotated[str, QueryParameter(max_length=200)] = "",
 ) -> Template:
     """Show the fleet, a page at a time."""
     scope = request.user.scope
@@ -169,13 +169,13 @@ def fleet_page(
 
 
 @get("/models/{model:str}", sync_to_thread=True)
-def model_page(state: State, request: Asked, model: str) -> Template:
+def model_page(state: State, request: Asked, model: FromPath[str]) -> Template:
     """Show one model: charts over one time axis, alerts, agent, ledger."""
     return Template("model.html", context=_model(state, request, model))
 
 
 @get("/models/{model:str}/panel", sync_to_thread=True)
-def model_panel(state: State, request: Asked, model: str) -> Template:
+def model_panel(state: State, request: Asked, model: FromPath[str]) -> Template:
     """The parts of the model's page that change, for htmx."""
     return Template("model_panel.html", context=_model(state, request, model))
 
@@ -244,7 +244,9 @@ def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str
 
 
 @get("/models/{model:str}/windows/{start_ms:int}", sync_to_thread=True)
-def window_page(state: State, request: Asked, model: str, start_ms: int) -> Template:
+def window_page(
+    state: State, request: Asked, model: FromPath[str], start_ms: FromPath[int]
+) -> Template:
     """Show a window: findings, figures per feature, evidence, revisions."""
     store: Store = state.store
     status = overview.model_status(store, model)
@@ -277,7 +279,9 @@ def window_page(state: State, request: Asked, model: str, start_ms: int) -> Temp
 
 
 @post("/models/{model:str}/alerts/{alert:str}/{act:str}", sync_to_thread=True, role=Role.OPERATOR)
-def act_on_alert(state: State, request: Asked, model: str, alert: str, act: str) -> Redirect:
+def act_on_alert(
+    state: State, request: Asked, model: FromPath[str], alert: FromPath[str], act: FromPath[str]
+) -> Redirect:
     """Acknowledge or resolve an alert from the page."""
     store: Store = state.store
     found = alerts.get_alert(store, alert)
@@ -297,7 +301,9 @@ def act_on_alert(state: State, request: Asked, model: str, alert: str, act: str)
 @post(
     "/models/{model:str}/rollouts/{rollout:str}/{act:str}", sync_to_thread=True, role=Role.OPERATOR
 )
-def act_on_rollout(state: State, request: Asked, model: str, rollout: str, act: str) -> Redirect:
+def act_on_rollout(
+    state: State, request: Asked, model: FromPath[str], rollout: FromPath[str], act: FromPath[str]
+) -> Redirect:
     """Approve, pause, resume or abort a rollout from the page."""
     store: Store = state.store
     found = agent.get_rollout(store, rollout)
@@ -307,7 +313,7 @@ def act_on_rollout(state: State, request: Asked, model: str, rollout: str, act: 
 
 
 @post("/models/{model:str}/windows/{start_ms:int}/report", sync_to_thread=True, role=Role.OPERATOR)
-def act_on_report(state: State, model: str, start_ms: int) -> Redirect:
+def act_on_report(state: State, model: FromPath[str], start_ms: FromPath[int]) -> Redirect:
     """Begin a window's report from the page."""
     if not verdicts.verdict_history(state.store, model, start_ms):
         raise NotFoundError(f"{model} has no closed window that starts at {start_ms} ms.")

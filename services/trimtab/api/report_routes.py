@@ -4,6 +4,7 @@ from typing import Any
 
 from litestar import Response, Router, get, post
 from litestar.datastructures import State
+from litestar.params import FromPath
 
 from trimtab.api.reports import Reports, ReportState
 from trimtab.errors import NotFoundError
@@ -23,7 +24,7 @@ REPORT_SECURITY = (
     role=Role.OPERATOR,
     status_code=202,
 )
-def make(state: State, model: str, start_ms: int) -> ReportState:
+def make(state: State, model: FromPath[str], start_ms: FromPath[int]) -> ReportState:
     """Begin an Evidently report of a window against the baseline; answers at once."""
     if not verdict_history(state.store, model, start_ms):
         raise NotFoundError(f"{model} has no closed window that starts at {start_ms} ms.")
@@ -32,7 +33,7 @@ def make(state: State, model: str, start_ms: int) -> ReportState:
 
 
 @get("/models/{model:str}/windows/{start_ms:int}/reports", sync_to_thread=True)
-def report_state(state: State, model: str, start_ms: int) -> ReportState:
+def report_state(state: State, model: FromPath[str], start_ms: FromPath[int]) -> ReportState:
     """Get how far a window's report is: missing, working, done or failed."""
     reports: Reports = state.reports
     return reports.state(model, start_ms)
@@ -54,7 +55,7 @@ def report_html(state: State, model: str, start_ms: int) -> Response[Any]:
     media_type="text/html",
     include_in_schema=False,
 )
-def get_report(state: State, model: str, start_ms: int) -> Response[Any]:
+def get_report(state: State, model: FromPath[str], start_ms: FromPath[int]) -> Response[Any]:
     """Get the report's page."""
     return report_html(state, model, start_ms)
 

@@ -12,7 +12,7 @@ import msgspec
 from anyio.to_thread import run_sync
 from litestar import Router, get
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 from msgspec import Struct
 
@@ -30,11 +30,12 @@ from trimtab.store.keys import AuditRow, list_audit, list_keys
 WINDOWS_MAX = 2_000
 STREAM_EVERY_S = 1.0
 
-Limit = Annotated[int, Parameter(ge=1, le=500, description="At most this many.")]
+Limit = Annotated[int, QueryParameter(ge=1, le=500, description="At most this many.")]
 Cursor = Annotated[
-    str | None, Parameter(max_length=300, description="`next` of the page before.", required=False)
+    str | None,
+    QueryParameter(max_length=300, description="`next` of the page before.", required=False),
 ]
-OfModel = Annotated[str | None, Parameter(max_length=200, required=False)]
+OfModel = Annotated[str | None, QueryParameter(max_length=200, required=False)]
 
 
 class ModelPage(Struct, frozen=True):
@@ -198,7 +199,7 @@ def list_models(
 
 
 @get("/models/{model:str}", sync_to_thread=True)
-def get_model(state: State, model: str) -> ModelDetail:
+def get_model(state: State, model: FromPath[str]) -> ModelDetail:
     """Get a model: status, contract, versions."""
     store = _store(state)
     status = overview.model_status(store, model)
@@ -208,13 +209,13 @@ def get_model(state: State, model: str) -> ModelDetail:
 
 
 @get("/models/{model:str}/status", sync_to_thread=True)
-def get_status(state: State, model: str) -> overview.ModelStatus:
+def get_status(state: State, model: FromPath[str]) -> overview.ModelStatus:
     """Get a model at a glance."""
     return overview.model_status(_store(state), model)
 
 
 @get("/models/{model:str}/contracts", sync_to_thread=True)
-def list_contracts(state: State, model: str) -> list[ContractRevision]:
+def list_contracts(state: State, model: FromPath[str]) -> list[ContractRevision]:
     """List the revisions of a model's contract, oldest first."""
     store = _store(state)
     overview.model_status(store, model)
@@ -225,7 +226,7 @@ def list_contracts(state: State, model: str) -> list[ContractRevision]:
 
 
 @get("/models/{model:str}/baselines", sync_to_thread=True)
-def list_baselines(state: State, model: str) -> list[Baseline]:
+def list_baselines(state: State, model: FromPath[str]) -> list[Baseline]:
     """List a model's baselines, oldest first."""
     store = _store(state)
     overview.model_status(store, model)
@@ -239,10 +240,10 @@ def list_baselines(state: State, model: str) -> list[Baseline]:
 @get("/models/{model:str}/series", sync_to_thread=True)
 def get_series(
     state: State,
-    model: str,
-    from_ms: Annotated[int | None, Parameter(query="from", required=False)] = None,
-    to_ms: Annotated[int | None, Parameter(query="to", required=False)] = None,
-    limit: Annotated[int, Parameter(ge=1, le=WINDOWS_MAX)] = 240,
+    model: FromPath[str],
+    from_ms: Annotated[int | None, QueryParameter(name="from", required=False)] = None,
+    to_ms: Annotated[int | None, QueryParameter(name="to", required=False)] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=WINDOWS_MAX)] = 240,
 ) -> Series:
     """Get the figures of a model's windows as columns, for charts: the newest `limit` of a range."""
     store = _store(state)
@@ -258,7 +259,9 @@ def get_series(
 
 
 @get("/models/{model:str}/windows", sync_to_thread=True)
-def list_windows(state: State, model: str, limit: Limit = 100, cursor: Cursor = None) -> WindowPage:
+def list_windows(
+    state: State, model: FromPath[str], limit: Limit = 100, cursor: Cursor = None
+) -> WindowPage:
     """List a model's closed windows, newest first."""
     store = _store(state)
     overview.model_status(store, model)
@@ -285,7 +288,7 @@ def list_windows(state: State, model: str, limit: Limit = 100, cursor: Cursor = 
 
 
 @get("/models/{model:str}/windows/{start_ms:int}", sync_to_thread=True)
-def get_window(state: State, model: str, start_ms: int) -> DriftReport:
+def get_window(state: State, model: FromPath[str], start_ms: FromPath[int]) -> DriftReport:
     """Get the drift report of a window."""
     history = _history(_store(state), model, start_ms)
     last = history[-1]
@@ -298,7 +301,9 @@ def get_window(state: State, model: str, start_ms: int) -> DriftReport:
 
 
 @get("/models/{model:str}/windows/{start_ms:int}/verdicts", sync_to_thread=True)
-def list_verdicts(state: State, model: str, start_ms: int) -> list[VerdictRevision]:
+def list_verdicts(
+    state: State, model: FromPath[str], start_ms: FromPath[int]
+) -> list[VerdictRevision]:
     """List every revision of a window's verdict, first to last."""
     return [
         VerdictRevision(row.id, row.created_ms, row.verdict)
@@ -322,7 +327,7 @@ def list_alerts(
     state: State,
     request: Asked,
     model: OfModel = None,
-    everything: Annotated[bool, Parameter(query="all", required=False)] = False,
+    everything: Annotated[bool, QueryParameter(name="all", required=False)] = False,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> AlertPage:
@@ -339,7 +344,7 @@ def list_alerts(
 
 
 @get("/alerts/{alert:str}", sync_to_thread=True)
-def get_one_alert(state: State, request: Asked, alert: str) -> Alert:
+def get_one_alert(state: State, request: Asked, alert: FromPath[str]) -> Alert:
     """Get an alert."""
     found = get_alert(_store(state), alert)
     allow(request.user, _store(state), found.model)
@@ -382,7 +387,7 @@ def list_runs(
 
 
 @get("/runs/{run:str}", sync_to_thread=True)
-def get_run(state: State, request: Asked, run: str) -> RunDetail:
+def get_run(state: State, request: Asked, run: FromPath[str]) -> RunDetail:
     """Get a run: data, search, gate, transitions."""
     found = agent.get_run(_store(state), run)
     allow(request.user, _store(state), found.model)
@@ -402,7 +407,7 @@ def list_rollouts(
 
 
 @get("/rollouts/{rollout:str}", sync_to_thread=True)
-def get_rollout(state: State, request: Asked, rollout: str) -> RolloutDetail:
+def get_rollout(state: State, request: Asked, rollout: FromPath[str]) -> RolloutDetail:
     """Get a rollout: steps, evidence, transitions."""
     found = agent.get_rollout(_store(state), rollout)
     allow(request.user, _store(state), found.model)
