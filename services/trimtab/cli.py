@@ -29,6 +29,7 @@ from trimtab.cli_operate import (
     status,
 )
 from trimtab.cli_output import ATTENTION, Json, console, fail, print_json
+from trimtab.cli_stream import stream
 from trimtab.cli_up import up
 from trimtab.errors import TrimtabError
 from trimtab.processes import exit_with_parent
@@ -159,6 +160,7 @@ def serve(
 app.command("up")(up)
 app.command("status")(status)
 app.command("doctor")(doctor)
+app.command("stream")(stream)
 
 
 @app.command()

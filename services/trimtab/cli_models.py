@@ -429,6 +429,43 @@ def baseline_show(
         console.print(f"{key:12} {when(value) if key.endswith('_ms') else value}", highlight=False)
 
 
+@baseline_app.command("fit")
+def baseline_fit(
+    context: typer.Context,
+    model: ModelName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A CSV or Parquet file.")],
+    time: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of times: the file gives windows.")
+    ] = None,
+    prediction: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
+    score: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a baseline from a file; nothing is stored unless the whole file is right."""
+    from trimtab.store.baselines import baseline, fit_from_file
+
+    with store_of(context) as store:
+        with errors.status("reading the reference …", spinner="dots"):
+            made = fit_from_file(
+                store,
+                model,
+                str(file),
+                time_column=time,
+                prediction_column=prediction,
+                score_column=score,
+                label_column=label,
+                now_ms=now_ms(),
+            )
+        row = _baseline(baseline(store, made))
+    if as_json:
+        print_json(row)
+    else:
+        console.print(
+            f"Baseline {row['number']} of {model}: {row['rows']:,} rows in {row['windows']} windows."
+        )
+
+
 # --- ledger ---------------------------------------------------------------------------------------
 
 

@@ -128,11 +128,19 @@ def examples() -> Files:
     return files
 
 
+def openapi_schema() -> Files:
+    """`openapi.json`: the HTTP API."""
+    from trimtab.api.openapi import openapi
+
+    return openapi()
+
+
 GENERATORS: list[Callable[[], Files]] = [
     event_schemas,
     envelope_schema,
     contract_schema,
     examples,
+    openapi_schema,
 ]
 
 _TIME_MS = 1_767_225_600_000

@@ -9,11 +9,11 @@ from typing import Any
 import uvicorn
 from litestar import Litestar, Request, Response, Router, get
 from litestar.config.response_cache import ResponseCacheConfig
-from litestar.contrib.jinja import JinjaTemplateEngine
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 from litestar.template.config import TemplateConfig
@@ -109,6 +109,7 @@ def _openapi() -> OpenAPIConfig:
         components=Components(security_schemes={"key": scheme}),
         path="/v1/schema",
         render_plugins=[],
+        use_handler_docstrings=True,
     )
 
 

@@ -310,6 +310,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_requests")),
     )
     op.create_index(
+        op.f("ix_requests_model_handled_ms"), "requests", ["model", "handled_ms"], unique=False
+    )
+    op.create_index(
         op.f("ix_requests_record_record_id"), "requests", ["record", "record_id"], unique=False
     )
     op.create_table(

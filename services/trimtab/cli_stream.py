@@ -1,0 +1,132 @@
+"""`trimtab stream FILE`: a CSV or Parquet file as inference events and labels."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trimtab.cli_context import loaded
+from trimtab.cli_output import Json, console, errors, print_json, when
+from trimtab.errors import TrimtabError
+
+Column = Annotated[str | None, typer.Option(metavar="COLUMN")]
+
+
+def stream(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv, .csv.gz or .parquet file.")],
+    model: Annotated[str, typer.Option("--model", help="Name of the model.")],
+    version: Annotated[str, typer.Option(help="Version that answered.")] = "1",
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature", metavar="NAME=COLUMN", help="A feature; default: every other column."
+        ),
+    ] = None,
+    categories: Annotated[
+        list[str] | None,
+        typer.Option("--category", metavar="NAME", help="A feature sent as text."),
+    ] = None,
+    prediction: Column = None,
+    score: Column = None,
+    label: Column = None,
+    time: Column = None,
+    id_column: Annotated[str | None, typer.Option("--id", metavar="COLUMN")] = None,
+    version_column: Column = None,
+    latency: Column = None,
+    predict: Annotated[
+        str | None,
+        typer.Option(help="Without predictions: previous-label, or constant:VALUE."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Rows per second; default: as fast as possible.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Event time of the first row (ISO 8601) where no column gives it."),
+    ] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="Event time between rows, such as 30 min.")
+    ] = None,
+    label_delay: Annotated[str, typer.Option(help="Event time from a row to its label.")] = "0s",
+    label_source: Annotated[
+        str, typer.Option(help="human, outcome, rule, model or unknown.")
+    ] = "outcome",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Stream a file as inference events and labels."""
+    from trimtab.stream import StreamOptions, stream_file
+
+    kafka = loaded(context).settings.kafka
+    if label_source not in {"human", "outcome", "rule", "model", "unknown"}:
+        raise typer.BadParameter(f"{label_source!r} is no label source.")
+    options = StreamOptions(
+        path=file,
+        model=model,
+        version=version,
+        bootstrap_servers=kafka.bootstrap,
+        api_version=kafka.api_version,
+        client=kafka.client,
+        topic_prefix=kafka.prefix,
+        features=_mapping(features or []),
+        categories=frozenset(categories or []),
+        prediction_column=prediction,
+        score_column=score,
+        label_column=label,
+        time_column=time,
+        id_column=id_column,
+        version_column=version_column,
+        latency_column=latency,
+        predict=predict,
+        rate=rate,
+        start=_moment(start),
+        interval=interval,
+        label_delay=label_delay,
+        label_source=cast("Literal['outcome']", label_source),
+        limit=limit,
+    )
+    bar = Progress(
+        TextColumn("streaming"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=as_json or not errors.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("rows", total=None)
+        result = stream_file(
+            options, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if as_json:
+        print_json(result)
+        return
+    per_second = result.inferences / result.seconds if result.seconds else 0.0
+    console.print(
+        f"{result.inferences:,} inferences and {result.labels:,} labels, all acknowledged, in "
+        f"{result.seconds:.1f} s ({per_second:,.0f} a second); event time "
+        f"{when(result.first_ms)} to {when(result.last_ms)} UTC.",
+        highlight=False,
+    )
+
+
+def _mapping(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        found[name] = column if equals else name
+    return found
+
+
+def _moment(text: str | None) -> dt.datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise TrimtabError(f"{text!r} is no time. Write it as 2026-01-31T12:00:00Z.") from None
+    return moment.replace(tzinfo=moment.tzinfo or dt.UTC)
