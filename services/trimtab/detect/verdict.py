@@ -1,7 +1,7 @@
 """From the inputs of one closed window to its verdict. The same inputs always give the same bytes.
 
 The overall outcome is the worst finding's (`Outcome.severity`), with one exception: a finding that only
-waits (`waiting_for_labels`, `calibrating`) does not hide what another rule or the detector judged `ok`.
+waits (`waiting_for_labels`, `calibrating`) does not hide what another rule or the detector judged.
 Volume alone is no such judgement: a model that nothing has judged is not green.
 """
 
@@ -287,11 +287,8 @@ def overall(findings: Sequence[Finding], inputs: WindowInputs) -> Finding:
         and f.reason is not Reason.NOT_APPLICABLE
         and f.figure != "rows"  # volume alone judges nothing
     ]
-    counted = [
-        f
-        for f in findings
-        if not (judged_ok and f.reason in _WAITING and f.outcome is Outcome.CANNOT_TELL)
-    ]
+    warned = any(f.outcome in (Outcome.WARNING, Outcome.ALARM) for f in findings)
+    counted = [f for f in findings if not ((judged_ok or warned) and f.reason in _WAITING)]
     worst = max(counted, key=lambda f: (f.outcome.severity, -_KIND_ORDER.index(f.kind)))
     if worst.outcome is not Outcome.OK:
         return worst

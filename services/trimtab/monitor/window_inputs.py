@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 import trimtab
 from trimtab.contracts.model import Contract
-from trimtab.detect.baseline import Baseline
+from trimtab.detect.baseline import Baseline, merge_states
 from trimtab.detect.figures import Figures, Labelled, comparisons
 from trimtab.detect.rules import PriorWindow, flag_of, longest_memory, rules_of
 from trimtab.detect.verdict import WindowInputs
@@ -29,6 +29,7 @@ from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
 
 COMPARISONS_KEPT = 256
+DRAFTS_KEPT = 8
 _COMPARED = (Kind.INPUT, Kind.PREDICTION)
 
 BaselineKey = tuple[int | None, int]
@@ -50,6 +51,8 @@ class ModelReader:
         )
         self._contracts: dict[int, Contract] = {revision: contract}
         self._baselines: dict[int, Baseline] = {}
+        self._drafts: OrderedDict[int, Baseline] = OrderedDict()
+        """What the draft was when it held so many windows."""
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
 
@@ -65,6 +68,7 @@ class ModelReader:
             row = baselines.draft(connection, self.contract.name, self.cuts.cuts_id)
             if row is not None and row.windows:
                 self.draft = Baseline(row.state, row.windows, self.contract.reference.windows)
+                self._keep_draft(self.draft)
 
     @property
     def gathering(self) -> bool:
@@ -187,7 +191,23 @@ class ModelReader:
             self.draft = Baseline(state, 1, wanted)
         else:
             self.draft = Baseline(self.draft.state.merge(state), self.draft.windows + 1, wanted)
+        self._keep_draft(self.draft)
         return self.draft.windows
+
+    def _keep_draft(self, draft: Baseline) -> None:
+        self._drafts[draft.windows] = draft
+        while len(self._drafts) > DRAFTS_KEPT:
+            self._drafts.popitem(last=False)
+
+    def _draft_of(self, connection: Connection, windows: int, wanted: int) -> Baseline | None:
+        """Return the draft as it was with so many windows, from memory or from the windows it kept."""
+        if windows not in self._drafts:
+            kept = baselines.first_traffic_windows(connection, self.contract.name, windows)
+            merged = merge_states(state for _, state in kept)
+            if merged is None or len(kept) < windows:
+                return None
+            self._keep_draft(Baseline(merged, windows, wanted))
+        return self._drafts.get(windows)
 
     def _cuts_of(self, connection: Connection, read: WindowState) -> ModelCuts | None:
         if read.cuts_id is None or (self.cuts and self.cuts.cuts_id == read.cuts_id):
@@ -197,10 +217,15 @@ class ModelReader:
     def _baseline_of(
         self, connection: Connection, head: Head | None, read: WindowState
     ) -> Baseline | None:
-        pinned = None if head is None else head.evidence.baseline_id
         found = self.baseline or self.draft
-        if pinned is not None:
-            found = self._baseline(connection, pinned)
+        if head is not None:
+            known = head.evidence.prior.get("baseline")
+            if known is None:
+                found = None
+            elif known[0] is not None:
+                found = self._baseline(connection, known[0])
+            else:
+                found = self._draft_of(connection, known[1], known[2])
         if found is None or (read.state and found.state.cuts_id != read.state.cuts_id):
             return None
         return found

@@ -88,14 +88,30 @@ def baselines_of(source: Store | Connection, model: str) -> list[BaselineRow]:
     return _select(source, baselines.c.model == model)
 
 
-def windows_of(connection: Connection, baseline_id: int) -> list[tuple[int, PaneState]]:
+def windows_of(
+    connection: Connection, baseline_id: int, limit: int | None = None
+) -> list[tuple[int, PaneState]]:
     """Return (window start in ms, counts) of the windows that a baseline was made of, oldest first."""
     rows = connection.execute(
         select(baseline_windows.c.window_start_ms, baseline_windows.c.state)
         .where(baseline_windows.c.baseline_id == baseline_id)
         .order_by(baseline_windows.c.window_start_ms)
+        .limit(limit)
     ).all()
     return [(row.window_start_ms, PaneState.from_bytes(bytes(row.state))) for row in rows]
+
+
+def first_traffic_windows(
+    connection: Connection, model: str, count: int
+) -> list[tuple[int, PaneState]]:
+    """Return the first windows of the newest baseline from traffic, finished or still a draft."""
+    baseline_id = connection.scalar(
+        select(baselines.c.id)
+        .where(baselines.c.model == model, baselines.c.source.in_((DRAFT, "traffic")))
+        .order_by(baselines.c.id.desc())
+        .limit(1)
+    )
+    return [] if baseline_id is None else windows_of(connection, int(baseline_id), count)
 
 
 def _select(source: Store | Connection, condition: Any) -> list[BaselineRow]:
