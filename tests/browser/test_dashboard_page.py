@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from trimtab.api.app import run_api
 from trimtab.records import Role
 from trimtab.settings import load
@@ -52,7 +53,9 @@ def test_a_person_logs_in_sees_the_story_and_acknowledges(
     outside: list[str] = []
     browser_page.on(
         "request",
-        lambda asked: None if asked.url.startswith((address, "data:")) else outside.append(asked.url),
+        lambda asked: (
+            None if asked.url.startswith((address, "data:")) else outside.append(asked.url)
+        ),
     )
     browser_page.goto(f"{address}/models/digits")
     browser_page.fill("#key", secret)

@@ -7,6 +7,7 @@ import pytest
 from litestar import Litestar
 from litestar.routes import HTTPRoute
 from litestar.testing import TestClient
+
 from trimtab.api.app import create_app
 from trimtab.errors import TrimtabError
 from trimtab.records import Role
@@ -52,7 +53,13 @@ def routes(app: Litestar) -> Iterator[tuple[str, str, Any]]:
 
 
 def filled(path: str) -> str:
-    parts = {"model": "digits", "start_ms": "0", "action": "approve", "act": "ack", "file_path": "x"}
+    parts = {
+        "model": "digits",
+        "start_ms": "0",
+        "action": "approve",
+        "act": "ack",
+        "file_path": "x",
+    }
     for name, value in parts.items():
         path = path.replace("{" + name + "}", value)
     return path.replace("{", "").replace("}", "")
@@ -101,7 +108,9 @@ def test_every_route_of_a_model_refuses_a_key_of_another_model(
         real = path
         for name, value in names.items():
             real = real.replace("{" + name + "}", value)
-        body = {"json": {"artifact_uri": "x", "artifact_sha256": "0" * 64}} if method == "POST" else {}
+        body = (
+            {"json": {"artifact_uri": "x", "artifact_sha256": "0" * 64}} if method == "POST" else {}
+        )
         answer = client.request(method, filled(real), headers=outside, **body)
         assert answer.status_code == 403, (method, path, answer.status_code, answer.text)
         checked += 1
@@ -246,7 +255,9 @@ def test_metrics_need_a_key_unless_the_settings_open_them(
     assert client.get("/metrics").status_code == 401
     text = client.get("/metrics", headers=bearer(store)).text
     assert 'trimtab_model_outcome{model="digits",outcome="ok"} 1.0' in text
-    opened = load({"data_dir": str(settings.data_dir), "api.open_metrics": True}, environ={}).settings
+    opened = load(
+        {"data_dir": str(settings.data_dir), "api.open_metrics": True}, environ={}
+    ).settings
     with TestClient(create_app(store, opened)) as other:
         assert other.get("/metrics").status_code == 200
 
@@ -273,15 +284,18 @@ def test_a_login_is_a_cookie_no_script_reads_and_no_other_site_uses(
     own = client.post(act, headers={"sec-fetch-site": "same-origin"}, follow_redirects=False)
     assert own.status_code == 303
     client.post("/logout", headers={"sec-fetch-site": "same-origin"}, follow_redirects=False)
-    again = client.get("/v1/models", cookies={"trimtab_session": cookie.split("=")[1].split(";")[0]})
+    again = client.get(
+        "/v1/models", cookies={"trimtab_session": cookie.split("=")[1].split(";")[0]}
+    )
     assert again.status_code == 401
 
 
 def test_pages_escape_what_others_wrote_and_allow_no_inline_script(
     client: TestClient[Litestar], store: Store
 ) -> None:
-    from trimtab.store.alerts import get_alert, save_alert
     import msgspec
+
+    from trimtab.store.alerts import get_alert, save_alert
 
     example.fill(store, NOW_MS, windows=30)
     hostile = "<script>alert(1)</script>"

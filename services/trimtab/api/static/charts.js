@@ -34,6 +34,7 @@
     u.ctx.fillStyle = colour("--card");
     u.ctx.fillRect(left, y - 8 * ratio, width, 15 * ratio);
     u.ctx.fillStyle = colour("--accent");
+    u.ctx.textAlign = "left";
     u.ctx.textBaseline = "middle";
     u.ctx.fillText(text, left + 4 * ratio, y);
   }
