@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import sqlalchemy.orm  # noqa: F401 - Optuna and MLflow import it in threads, where one half done fails
 from sqlalchemy import Connection
 
 from trimtab import logs

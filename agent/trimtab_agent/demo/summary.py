@@ -9,10 +9,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.store.agent import transitions_of
 from trimtab.store.alerts import alerts_of
 from trimtab.store.engine import Store
 from trimtab.store.panes import arm_counts
-from trimtab_agent.demo.script import mean_accuracy
+from trimtab_agent.demo.script import STEADY_WINDOWS, Seen, Window, mean_accuracy
 from trimtab_agent.demo.watch import Ledger, look, moments
 
 _ALL_WINDOWS = 500
@@ -34,7 +35,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     accuracy_at_alert: float | None
     accuracy_after: float | None
     alerts_opened: int
-    incidents_reason: str
+    why_retrained: str
     gate: dict[str, Any]
     challenger_share_max: float
     """Largest share of any window's rows that the challenger's arm got before promotion."""
@@ -64,7 +65,7 @@ def summarise(
     """Read the figures of a finished demo from the store."""
     seen = look(store, model, windows=_ALL_WINDOWS)
     phases = {phase.name: phase for phase in played}
-    healthy, last = phases["healthy"], phases["ok"]
+    healthy = phases["healthy"]
     first_alert = min((alert.window_start_ms for alert in alerts_of(store, model)), default=None)
     opened_ms = min((alert.opened_ms for alert in alerts_of(store, model)), default=None)
     before = [window for window in seen.windows if window.start_ms < healthy.to_ms]
@@ -79,9 +80,9 @@ def summarise(
         ending="rolled back" if bad_challenger else "promoted",
         accuracy_before_drift=mean_accuracy(before),
         accuracy_at_alert=mean_accuracy(at_alert),
-        accuracy_after=mean_accuracy(seen.since(last.from_ms)),
+        accuracy_after=mean_accuracy(_after(seen)),
         alerts_opened=seen.alerts_opened,
-        incidents_reason=str(seen.incident.decision.get("reason", "")) if seen.incident else "",
+        why_retrained=_why(store, seen),
         gate=seen.run.gate if seen.run else {},
         challenger_share_max=_largest_share(store, model),
         rows_streamed=ledger.rows,
@@ -102,6 +103,19 @@ def summarise(
         restarts=list(restarts),
         addresses=addresses,
     )
+
+
+def _why(store: Store, seen: Seen) -> str:
+    """Why the run was started, in the agent's words."""
+    steps = transitions_of(store, "run", seen.run.id) if seen.run else []
+    return steps[0].reason if steps else ""
+
+
+def _after(seen: Seen) -> list[Window]:
+    """The windows since the promotion, or those that showed the model to be ok again."""
+    if seen.rollout is not None and seen.rollout.promoted_ms is not None:
+        return seen.since(seen.rollout.promoted_ms)
+    return [window for window in seen.windows if window.accuracy is not None][:STEADY_WINDOWS]
 
 
 def _largest_share(store: Store, model: str) -> float:
@@ -138,7 +152,7 @@ def _tables(summary: Summary) -> RenderableType:
     ):
         facts.add_row(name, "not measured" if value is None else f"{value:.3f}")
     facts.add_row("alerts", str(summary.alerts_opened))
-    facts.add_row("why retrained", Text(summary.incidents_reason))
+    facts.add_row("why retrained", Text(summary.why_retrained))
     facts.add_row("challenger's largest share", f"{summary.challenger_share_max:.0%}")
     facts.add_row("rows streamed", f"{summary.rows_streamed:,}")
     balance = "balances" if summary.ledger_balances else "; ".join(summary.ledger_problems)
