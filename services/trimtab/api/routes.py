@@ -372,7 +372,7 @@ async def _changes(store: Store, scope: str) -> AsyncIterator[ServerSentEventMes
             since_ms = changed[-1].updated_ms
             seen = {mark for mark in seen if mark[1] >= since_ms}
         else:
-            yield ServerSentEventMessage(comment="still here")
+            yield ServerSentEventMessage(data=None, comment="still here")
         await asyncio.sleep(STREAM_EVERY_S)
 
 
