@@ -37,6 +37,8 @@ from trimtab.windows.panes import start_of
 
 DRAFT = "traffic, calibrating"
 """Source of the one mutable row a model may have: the baseline that traffic is still filling."""
+MOST_WINDOWS = 1_000
+"""A longer range gives its newest windows: more would tell nothing new about their spread."""
 LEAST_WINDOWS = 12
 """Fewer windows than this tell too little about the spread of windows to re-base on."""
 
@@ -293,6 +295,9 @@ def rebase(
     A source that names its cause, such as "promotion:ROLLOUT", gives one baseline however often it is
     asked for. Raises TrimtabError when fewer than `least_windows` windows hold rows.
     """
+    with store.read() as connection:  # states are read without holding the writers up
+        contract = _contract(connection, model)
+        windows = _stored_windows(connection, model, contract, from_ms, to_ms)
     with store.write() as connection:
         if ":" in source:
             known = connection.scalar(
@@ -303,8 +308,6 @@ def rebase(
             if known is not None:
                 restore(connection, model, int(known))
                 return int(known)
-        contract = _contract(connection, model)
-        windows = _stored_windows(connection, model, contract, from_ms, to_ms)
         if len(windows) < least_windows:
             raise TrimtabError(
                 f"{len(windows)} stored windows of {model!r} hold enough rows in this range, and a "
@@ -324,9 +327,9 @@ def _stored_windows(
     cuts = active_cuts(connection, model)
     length_ms = contract.windows.length_ms
     windows = []
-    for start_ms in range(start_of(from_ms + length_ms - 1, length_ms), to_ms, length_ms):
-        if start_ms + length_ms > to_ms:
-            break
+    first_ms = start_of(from_ms + length_ms - 1, length_ms)
+    last_ms = start_of(to_ms, length_ms)
+    for start_ms in range(max(first_ms, last_ms - MOST_WINDOWS * length_ms), last_ms, length_ms):
         found = window_state(connection, model, start_ms, start_ms + length_ms)
         state = found.state
         if state is None or cuts is None or state.cuts_id != cuts.cuts_id:
