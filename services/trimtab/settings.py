@@ -36,7 +36,7 @@ PREFIX = "TRIMTAB_"
 FILE_VARIABLE = "TRIMTAB_CONFIG"
 DEFAULT_FILE = "trimtab.toml"
 MASK = "********"
-_FREE_TABLES = frozenset({"kafka.client", "webhooks"})
+_FREE_TABLES = frozenset({"kafka.client", "kafka.consumer", "webhooks"})
 _SECRET_WORDS = ("password", "secret", "token", "credential", "private")
 
 
@@ -83,7 +83,9 @@ class KafkaSettings(_Section):
     deadletter: bool = False
     """Copy undecodable payloads to `{prefix}.deadletter`."""
     client: dict[str, Any] = Field(default_factory=dict)
-    """Further options of the Kafka client, such as `security_protocol`."""
+    """Further options of every Kafka client, such as `security_protocol`."""
+    consumer: dict[str, Any] = Field(default_factory=dict)
+    """Further options of consumers only, such as `group_instance_id` or `session_timeout_ms`."""
 
     def topic(self, name: str) -> str:
         """Full name of our topic `name`, such as "inference" or "outcomes"."""

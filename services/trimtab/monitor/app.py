@@ -110,7 +110,7 @@ def open_source(settings: Settings) -> KafkaPythonSource:
 
     try:
         return KafkaPythonSource(
-            client_options(settings),
+            client_options(settings) | settings.kafka.consumer,
             settings.kafka.group,
             settings.monitor.poll_records,
             settings.kafka.identity,
@@ -127,9 +127,7 @@ def owner_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def workers_of(
-    settings: Settings, store: Store, owner: str, stop: threading.Event
-) -> list[Worker]:
+def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Event) -> list[Worker]:
     """Return the background workers, not yet started."""
     lease_s = settings.monitor.lease_s
 
