@@ -190,7 +190,6 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
     incident = agent.active_incident(store, model) or next(
         iter(agent.list_incidents(store, model, 1)), None
     )
-    lines = overview.ledger_lines(store, "monitor")
     return {
         "key": request.user,
         "may_act": request.user.role >= Role.OPERATOR,
@@ -207,7 +206,16 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
         "runs": runs,
         "rollouts": rollouts,
         "steps": agent.transitions_of(store, "rollout", rollouts[0].id) if rollouts else [],
-        "rows_read": sum(line.rows for line in lines),
+        "ledger": _ledger(store) if request.user.scope == keys.EVERYTHING else None,
+    }
+
+
+def _ledger(store: Store) -> dict[str, Any]:
+    """The monitor's ledger in one line; it is not a model's own, so only a key of every model sees it."""
+    lines = overview.ledger_lines(store, "monitor")
+    return {
+        "partitions": len(lines),
+        "rows": sum(line.rows for line in lines),
         "lost": sum(line.lost for line in lines),
         "problems": [problem for line in lines for problem in line.problems],
     }

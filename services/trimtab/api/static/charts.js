@@ -117,7 +117,7 @@
       title: spec.title,
       width,
       height: spec.height,
-      cursor: { sync: { key: SYNC.key, setSeries: false }, drag: { x: true, y: false } },
+      cursor: { y: false, sync: { key: SYNC.key, setSeries: false }, drag: { x: true, y: false } },
       legend: { live: true },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
       scales: { x: { time: true, range: (u, min, max) => [min, spec.end ?? max] }, y: { range: scaleOf(spec.kind) } },
@@ -155,6 +155,7 @@
     const moved = Object.entries(data.drift).filter(([name]) => name.startsWith("psi("));
     const drift = moved.length ? Object.fromEntries(moved) : { max_psi: data.drift.max_psi };
     const percentages = Object.fromEntries(Object.entries(data.resources).filter(([name]) => name.endsWith("_percent")));
+    const memory = data.resources.memory_bytes ? { memory_bytes: data.resources.memory_bytes } : {};
     const asks = Object.keys(data.thresholds).find((name) => name.startsWith("psi(") || name === "max_psi");
     return [
       { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
@@ -162,6 +163,7 @@
       { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
       { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
       { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },
+      { id: "memory", title: "Memory, bytes", kind: "psi", height: 130, format: short, lines: lines(memory, () => "memory") },
     ].filter((spec) => spec.lines.some((line) => !line.dash));
   }
 
