@@ -118,6 +118,18 @@ def test_a_lower_revision_is_ignored_and_an_equal_one_renews():
     assert table.current("m").valid_until_ms == 9
 
 
+def test_a_newer_split_takes_effect_when_its_arms_can_answer():
+    loaded = set()
+    table = TrafficTable(settled=lambda traffic: traffic.revision in loaded)
+    table.offer(split(revision=3))
+    table.offer(split(revision=4))
+
+    assert table.current("m").revision == 3
+    assert not table.offer(split(revision=3)), "an older one cannot come back"
+    loaded.add(4)
+    assert table.current("m").revision == 4
+
+
 @pytest.mark.parametrize("value", [None, b"", b"{", b'{"data": {}}', b"[1]", b"\xff"])
 def test_an_unreadable_traffic_message_is_no_split(value):
     assert decode_traffic(value) is None

@@ -77,7 +77,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.host = ModelHost()
-        self.table = TrafficTable(on_change=self.host.want)
+        self.table = TrafficTable(on_taken=self.host.want, settled=self.host.settled)
         self.inference = Inference(self.table, self.host)
         self.streams = Streams(settings)
 
@@ -241,7 +241,9 @@ def create_app(server: Server) -> Litestar:
         }
 
     @post("/v2/models/{model:str}/infer", status_code=200, sync_to_thread=True)
-    def infer(request: Request[Any, Any, Any], model: FromPath[str], body: RawBody) -> Response[bytes]:
+    def infer(
+        request: Request[Any, Any, Any], model: FromPath[str], body: RawBody
+    ) -> Response[bytes]:
         answer = server.infer(model, body, request.headers.get(UNIT_HEADER))
         return Response(encode(answer), media_type=_JSON)
 

@@ -1,8 +1,8 @@
 """Loaded models of this server: verified artifacts, loaded in the background, dropped when unused.
 
 Loading takes seconds and must not hold up requests, so one thread loads whatever the newest traffic
-records name and lets go of what none names any more. Until a challenger is loaded its requests are
-answered by the champion, and the event says so.
+records name and lets go of what none names any more. A split takes effect once its arms are loaded, or
+cannot be (then the champion answers for the challenger, and the event says so).
 """
 
 import queue
@@ -60,18 +60,33 @@ class ModelHost:
         self._thread.join(30)
 
     def want(self, traffic: Traffic) -> None:
-        """Load the arms of the record and forget artifacts that no model's record names now."""
+        """Load the arms of the record. What failed before is tried again: the record is renewed
+        every minute, and an artifact store may have been away.
+        """
         with self._lock:
-            self._wanted[traffic.model] = {arm.artifact_sha256 for arm in traffic.arms}
-            keep = set().union(*self._wanted.values())
-            self._loaded = {sha: model for sha, model in self._loaded.items() if sha in keep}
-            self._failed = {sha: why for sha, why in self._failed.items() if sha in keep}
+            # The arms before stay as well: they answer until the new ones can.
+            self._wanted[traffic.model] = {arm.artifact_sha256 for arm in traffic.arms} | {
+                sha256 for sha256 in self._wanted.get(traffic.model, ()) if sha256 in self._loaded
+            }
+            for arm in traffic.arms:
+                self._failed.pop(arm.artifact_sha256, None)
         for arm in traffic.arms:
             self._work.put(arm)
 
     def get(self, arm: TrafficArm) -> Predictor | None:
         """The arm's predictor, or None while it is loading or after it failed."""
         return self._loaded.get(arm.artifact_sha256)
+
+    def settled(self, traffic: Traffic) -> bool:
+        """Whether every arm is loaded, or could not be; then nothing more is kept than it needs."""
+        arms = {arm.artifact_sha256 for arm in traffic.arms}
+        if not all(sha256 in self._loaded or sha256 in self._failed for sha256 in arms):
+            return False
+        with self._lock:
+            self._wanted[traffic.model] = arms
+            keep = set().union(*self._wanted.values())
+            self._loaded = {sha: model for sha, model in self._loaded.items() if sha in keep}
+        return True
 
     def failure(self, arm: TrafficArm) -> str | None:
         """Why the arm could not be loaded, if so."""

@@ -25,6 +25,7 @@ from trimtab.artifacts import (
     verify_artifact,
 )
 from trimtab.errors import TrimtabError
+from trimtab.stats.cuts import category_key
 
 KERAS_FILE = "model.keras"
 UNSEEN = -1.0
@@ -216,10 +217,11 @@ def encode_column(feature: FeatureSpec, values: Sequence[Any]) -> Rows:
 
     """
     if feature.kind == "category":
-        codes: dict[str | None, float] = {
+        codes: dict[object, float] = {
             value: float(code) for code, value in enumerate(feature.values)
         }
-        return np.array([codes.get(_text(value), UNSEEN) for value in values], dtype=np.float32)
+        keys = (category_key(value) for value in values)
+        return np.array([codes.get(key, UNSEEN) for key in keys], dtype=np.float32)
     encoded = np.empty(len(values), dtype=np.float32)
     for number, value in enumerate(values):
         try:
@@ -230,10 +232,6 @@ def encode_column(feature: FeatureSpec, values: Sequence[Any]) -> Rows:
                 "send a number, or null where it is missing"
             ) from error
     return encoded
-
-
-def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else str(value)
 
 
 def _checked(batch: NDArray[Any], signature: Signature) -> Rows:

@@ -26,15 +26,30 @@ class _Envelope(msgspec.Struct):
 
 
 class TrafficTable:
-    """The current split of each model. Thread-safe; readers never wait for Kafka."""
+    """The current split of each model. Thread-safe; readers never wait for Kafka.
 
-    def __init__(self, on_change: Callable[[Traffic], None] | None = None) -> None:
+    A newer split takes effect once `settled` says that its arms can answer (or have failed for
+    good); until then the one before it holds, so that loading a challenger is not counted against it.
+    """
+
+    def __init__(
+        self,
+        on_taken: Callable[[Traffic], None] | None = None,
+        settled: Callable[[Traffic], bool] | None = None,
+    ) -> None:
         self._rows: dict[str, Traffic] = {}
+        self._coming: dict[str, Traffic] = {}
         self._lock = threading.Lock()
-        self._on_change = on_change
+        self._on_taken = on_taken
+        self._settled = settled or (lambda _: True)
 
     def current(self, model: str) -> Traffic | None:
-        """The newest split of `model`, or None while none is known."""
+        """The split of `model` in effect, or None while none is known."""
+        coming = self._coming.get(model)
+        if coming is not None and self._settled(coming):
+            with self._lock:
+                self._rows[model] = coming
+                self._coming.pop(model, None)
         return self._rows.get(model)
 
     def models(self) -> list[str]:
@@ -44,12 +59,16 @@ class TrafficTable:
     def offer(self, traffic: Traffic) -> bool:
         """Take a split unless a newer one is known. Returns whether it was taken."""
         with self._lock:
-            known = self._rows.get(traffic.model)
-            if not traffic.arms or (known is not None and traffic.revision < known.revision):
+            now = self._rows.get(traffic.model)
+            newest = self._coming.get(traffic.model, now)
+            if not traffic.arms or (newest is not None and traffic.revision < newest.revision):
                 return False
-            self._rows[traffic.model] = traffic
-        if (known is None or known.revision != traffic.revision) and self._on_change:
-            self._on_change(traffic)
+            if now is None or now.revision == traffic.revision:
+                self._rows[traffic.model] = traffic  # the first one, or a renewal
+            else:
+                self._coming[traffic.model] = traffic
+        if self._on_taken:
+            self._on_taken(traffic)
         return True
 
 
