@@ -60,8 +60,10 @@ class ModelHost:
         self._thread.join(30)
 
     def want(self, traffic: Traffic) -> None:
-        """Load the arms of the record. What failed before is tried again: the record is renewed
-        every minute, and an artifact store may have been away.
+        """Load the arms of the record.
+
+        What failed before is tried again: records are renewed every minute, and an artifact store
+        may have been away.
         """
         with self._lock:
             # The arms before stay as well: they answer until the new ones can.
