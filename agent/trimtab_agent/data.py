@@ -6,15 +6,19 @@ since the epoch, UTC; `received_ms` is Kafka's timestamp of a label.
 
     original training set ──┐
     rows since the onset ───┴─ search: fit | validate ── embargo ── gate (the newest)
+
+Values mean here what they mean to the monitor: a category is its `category_key`, a label its
+`label_value`, and of several labels of a row the one wins that the joiner takes.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -22,8 +26,10 @@ from msgspec import Struct
 
 from trimtab.archive.tables import FEATURE_PREFIX
 from trimtab.artifacts import FeatureSpec
-from trimtab.contracts.model import Contract
+from trimtab.contracts.model import Contract, Feature
+from trimtab.monitor.decode import label_value
 from trimtab.serve.predictor import encode_column
+from trimtab.stats.cuts import category_key
 from trimtab.store.archive import ArchiveFile, files_of
 from trimtab.store.engine import Store
 from trimtab_agent.recipes.data import (
@@ -60,6 +66,14 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     digest: str = ""
 
 
+class _Rows(Struct, frozen=True):
+    """Labelled rows before they are encoded: float64 columns, or lists of category texts."""
+
+    columns: dict[str, Any]
+    labels: npt.NDArray[np.object_]
+    event_time_ms: npt.NDArray[np.int64] | None
+
+
 class Prepared(Struct, frozen=True, kw_only=True):
     """The snapshot's rows as data files."""
 
@@ -88,7 +102,10 @@ def pin_snapshot(
 
     """
     with store.read() as connection:
-        inferences = files_of(connection, contract.name, "inference", onset_ms, now_ms)
+        # Other topics may claim this model; the monitor rejects what they bring.
+        inferences = files_of(
+            connection, contract.name, "inference", onset_ms, now_ms, contract.source.topics
+        )
         labels = files_of(connection, contract.name, "label", onset_ms, now_ms + _LABELS_LATER_MS)
     if not inferences or not labels:
         missing = "inferences" if not inferences else "labels"
@@ -131,8 +148,12 @@ def prepare(
         DataError: a file is missing or altered, or there are too few labelled rows to split.
 
     """
-    table = _joined(snapshot, contract)
-    new = _training_data(table, contract, champion, original=False)
+    recent = _joined(snapshot, contract)
+    first = _original(snapshot, contract) if snapshot.original else None
+    both = [recent] if first is None else [recent, first]
+    specs = _specs(contract, champion, both)
+    classes = _classes(contract, both)
+    new = _training_data(recent, contract, specs, classes, original=False)
     by_time = np.argsort(new.event_time_ms, kind="stable")
     new = new.take(by_time)
     usable = np.flatnonzero(new.event_time_ms > snapshot.gate_after_ms)
@@ -145,10 +166,8 @@ def prepare(
     gate = new.take(np.arange(len(new) - gate_rows, len(new)))
     gate_from_ms = int(gate.event_time_ms.min())
     older = new.take(new.event_time_ms < gate_from_ms - embargo_ms)
-    if snapshot.original:
-        table = _read_original(snapshot)
-        old = _training_data(table, contract, new.specs, original=True, classes=new.classes)
-        older = concatenate(old, older)
+    if first is not None:
+        older = concatenate(_training_data(first, contract, specs, classes, original=True), older)
     search = with_validation(older, VALIDATION_SHARE, embargo_ms)
     directory.mkdir(parents=True, exist_ok=True)
     return Prepared(
@@ -160,137 +179,197 @@ def prepare(
     )
 
 
-def _joined(snapshot: Snapshot, contract: Contract) -> pa.Table:
-    """Inferences of the snapshot with a column `label`, each id once, labelled rows only."""
-    rows = pa.concat_tables(
-        [_read(file) for file in snapshot.inferences], promote_options="permissive"
-    )
-    times = rows["time_ms"].to_numpy()
-    rows = rows.take(np.flatnonzero((times >= snapshot.from_ms) & (times < snapshot.to_ms)))
+def _joined(snapshot: Snapshot, contract: Contract) -> _Rows:
+    """The snapshot's inferences that have a label, each id once, in the order of the manifest."""
     truth = _current_labels(snapshot, contract)
-    wanted: list[int] = []
-    labels: list[str] = []
-    seen: set[str] = set()
-    for index, row_id in enumerate(rows["id"].to_pylist()):
-        label = truth.get(row_id)
-        if label is not None and row_id not in seen:
-            seen.add(row_id)
-            wanted.append(index)
-            labels.append(label)
-    return rows.take(wanted).append_column(LABEL_COLUMN, pa.array(labels, pa.string()))
+    parts: list[_Rows] = []
+    taken: set[str] = set()
+    for file in snapshot.inferences:
+        table = _read(file)
+        times = table["time_ms"].to_numpy()
+        wanted: list[int] = []
+        for index, row_id in enumerate(table["id"].to_pylist()):
+            inside = snapshot.from_ms <= times[index] < snapshot.to_ms
+            if inside and row_id in truth and row_id not in taken:
+                taken.add(row_id)
+                wanted.append(index)
+        if wanted:
+            table = table.take(wanted)
+            labels = [truth[row_id] for row_id in table["id"].to_pylist()]
+            parts.append(_rows(table, contract, labels, FEATURE_PREFIX))
+    return _Rows(
+        {
+            name: np.concatenate([part.columns[name] for part in parts]) if parts else np.empty(0)
+            for name in _inputs(contract)
+        },
+        np.concatenate([part.labels for part in parts]) if parts else np.empty(0, np.object_),
+        np.concatenate([np.asarray(part.event_time_ms) for part in parts])
+        if parts
+        else np.empty(0, np.int64),
+    )
 
 
-def _current_labels(snapshot: Snapshot, contract: Contract) -> dict[str, str]:
-    """Inference id → label as JSON text: highest revision, ties by value, retracted ones gone."""
-    table = pa.concat_tables([_read(file) for file in snapshot.labels])
-    received = table["received_ms"].to_numpy()
-    table = table.take(np.flatnonzero(received <= snapshot.label_as_of_ms))
-    best: dict[str, tuple[int, str, bool]] = {}
-    for row_id, label, revision, retracted, source in zip(
-        *(
-            table[name].to_pylist()
-            for name in ("inference_id", "label", "revision", "retracted", "source")
-        ),
-        strict=True,
-    ):
-        if source not in contract.labels.sources:
-            continue
-        candidate = (revision, label or "", retracted)
-        if row_id not in best or candidate > best[row_id]:
-            best[row_id] = candidate
-    return {row_id: label for row_id, (_, label, gone) in best.items() if label and not gone}
+def _current_labels(snapshot: Snapshot, contract: Contract) -> dict[str, str | float]:
+    """Inference id → its label as of the snapshot, in the joiner's order; withdrawn ones are gone."""
+    regression = contract.task == "regression"
+    best: dict[str, tuple[int, bool, str | float]] = {}
+    names = ("inference_id", "label", "revision", "retracted", "source", "received_ms")
+    for file in snapshot.labels:
+        table = _read(file)
+        for row_id, text, revision, retracted, source, received_ms in zip(
+            *(table[name].to_pylist() for name in names), strict=True
+        ):
+            if received_ms > snapshot.label_as_of_ms or source not in contract.labels.sources:
+                continue
+            decoded = None if text is None else msgspec.json.decode(text)
+            value = label_value(decoded, regression=regression)
+            if value is None:
+                if not retracted:
+                    continue
+                value = 0.0 if regression else ""
+            candidate = (revision, retracted, value)
+            if row_id not in best or candidate > best[row_id]:
+                best[row_id] = candidate
+    return {row_id: value for row_id, (_, withdrawn, value) in best.items() if not withdrawn}
+
+
+def _original(snapshot: Snapshot, contract: Contract) -> _Rows:
+    """The original training set, rows with a label."""
+    table = _read_original(snapshot)
+    labels = [
+        label_value(value, regression=contract.task == "regression")
+        for value in table[LABEL_COLUMN].to_pylist()
+    ]
+    labelled = [index for index, label in enumerate(labels) if label is not None]
+    return _rows(table.take(labelled), contract, [labels[index] for index in labelled], "")
+
+
+def _rows(table: pa.Table, contract: Contract, labels: Sequence[Any], prefix: str) -> _Rows:
+    columns = {}
+    for name, feature in _inputs(contract).items():
+        column = prefix + name
+        if column in table.column_names:
+            columns[name] = _column(table[column], feature)
+        elif prefix:
+            columns[name] = _column(pa.nulls(table.num_rows), feature)  # nobody sent it
+        else:
+            raise DataError(
+                f"the original training set has no column {name!r}; it needs one per feature "
+                f"and {LABEL_COLUMN!r}"
+            )
+    times = table["time_ms"].to_numpy() if "time_ms" in table.column_names else None
+    return _Rows(columns, _objects(labels), times)
+
+
+def _inputs(contract: Contract) -> dict[str, Feature]:
+    return {name: feature for name, feature in contract.features.items() if feature.input}
+
+
+def _column(column: Any, feature: Feature) -> Any:
+    """float64 with NaN for what is no number, or objects: category texts, None for what is none."""
+    if feature.kind == "category":
+        return _objects(category_key(value) or None for value in column.to_pylist())
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    else:
+        values = np.array([_number(value) for value in column.to_pylist()], dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _number(value: Any) -> float:
+    """A cell of a text column as the model server reads it: true is 1, "2.5" is 2.5."""
+    if value in ("true", "false"):
+        return float(value == "true")
+    try:
+        return np.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _objects(values: Iterable[Any]) -> npt.NDArray[np.object_]:
+    items = list(values)
+    array = np.empty(len(items), dtype=np.object_)
+    array[:] = items
+    return array
+
+
+def _specs(
+    contract: Contract, champion: Sequence[FeatureSpec], parts: Sequence[_Rows]
+) -> tuple[FeatureSpec, ...]:
+    """The model's features. Categories: the champion's in its order, then declared, then seen ones."""
+    learnt = {spec.name: spec.values for spec in champion}
+    specs = []
+    for name, feature in _inputs(contract).items():
+        values: tuple[str, ...] = ()
+        if feature.kind == "category":
+            seen = {value for part in parts for value in part.columns[name] if value is not None}
+            more = feature.values or sorted(seen)
+            values = tuple(dict.fromkeys((*learnt.get(name, ()), *more)))
+        specs.append(FeatureSpec(name=name, kind=feature.kind, values=values))
+    return tuple(specs)
+
+
+def _classes(contract: Contract, parts: Sequence[_Rows]) -> tuple[str, ...]:
+    if contract.task == "regression":
+        return ()
+    seen = {label for part in parts for label in part.labels}
+    return contract.prediction.classes or tuple(sorted(seen))
 
 
 def _training_data(
-    table: pa.Table,
+    rows: _Rows,
     contract: Contract,
-    known: Sequence[FeatureSpec],
+    specs: tuple[FeatureSpec, ...],
+    classes: tuple[str, ...],
     *,
     original: bool,
-    classes: Sequence[str] = (),
 ) -> TrainingData:
-    prefix = "" if original else FEATURE_PREFIX
-    known_values = {spec.name: spec.values for spec in known}
-    specs, columns = [], []
-    for name, feature in contract.features.items():
-        if not feature.input:
-            continue
-        values = _column(table, prefix + name, original=original)
-        levels: tuple[str, ...] = ()
-        if feature.kind == "category":
-            levels = feature.values or known_values.get(name, ())
-            seen = {str(value) for value in values if value is not None}
-            levels = (*levels, *sorted(seen - set(levels))) if not feature.values else levels
-        spec = FeatureSpec(name=name, kind=feature.kind, values=levels)
-        specs.append(spec)
-        columns.append(encode_column(spec, values))
-    labels = [_class_text(text) for text in table[LABEL_COLUMN].to_pylist()]
-    times = table["time_ms"].to_numpy() if "time_ms" in table.column_names else None
-    names: tuple[str, ...] = ()
+    """Encode rows; those whose label is none of the classes are left out."""
+    columns = [encode_column(spec, rows.columns[spec.name]) for spec in specs]
     if contract.task == "regression":
-        codes: Any = np.array([float(label) for label in labels])
-        keep = np.isfinite(codes)
+        codes = rows.labels.astype(np.float64)
+        keep = np.ones(len(codes), np.bool_)
     else:
-        names = tuple(contract.prediction.classes or classes or sorted(set(labels)))
-        position = {text: code for code, text in enumerate(names)}
-        codes = np.array([position.get(label, -1) for label in labels], dtype=np.int64)
+        position = {text: code for code, text in enumerate(classes)}
+        codes = np.array([position.get(label, -1) for label in rows.labels], dtype=np.int64)
         keep = codes >= 0
+    times = rows.event_time_ms
     return make_data(
         np.stack(columns, axis=1)[keep],
         codes[keep],
-        specs=tuple(specs),
-        classes=names,
+        specs=specs,
+        classes=classes,
         task=contract.task,
         event_time_ms=None if times is None else times[keep],
         original=original,
     )
 
 
-def _column(table: pa.Table, name: str, *, original: bool) -> list[Any]:
-    if name in table.column_names:
-        return list(table[name].to_pylist())
-    if original:
-        raise DataError(
-            f"the original training set has no column {name!r}; it needs one per feature "
-            f"and {LABEL_COLUMN!r}"
-        )
-    return [None] * table.num_rows
-
-
-def _class_text(text: Any) -> str:
-    """A label as a class name: JSON text, or a value of the original set."""
-    value = text
-    if isinstance(text, str):
-        try:
-            value = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            value = text
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)
-
-
 def _read(file: ArchiveFile) -> pa.Table:
     path = Path(file.path)
-    if _sha256(path) != file.sha256:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(
             f"{path} is not the file the archive's manifest names (its SHA-256 differs); "
             "restore it from a backup, or purge it from the archive"
         )
-    return pyarrow.parquet.read_table(path)
+    return pyarrow.parquet.read_table(pa.BufferReader(content))
 
 
 def _read_original(snapshot: Snapshot) -> pa.Table:
     path = Path(str(snapshot.original))
     if _sha256(path) != snapshot.original_sha256:
         raise DataError(f"{path} has changed since the snapshot was pinned; start a new run")
-    table = (
-        pyarrow.csv.read_csv(path)
-        if path.name.endswith((".csv", ".csv.gz"))
-        else pyarrow.parquet.read_table(path)
-    )
+    csv = path.name.endswith((".csv", ".csv.gz"))
+    try:
+        table = pyarrow.csv.read_csv(path) if csv else pyarrow.parquet.read_table(path)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); the original training set is CSV or Parquet"
+        ) from error
     if LABEL_COLUMN not in table.column_names:
         raise DataError(f"{path} has no column {LABEL_COLUMN!r}; name the label's column so")
     return table
@@ -301,9 +380,11 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); is the archive's directory mounted here?"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({error.strerror}); is its directory mounted here?")
 
 
 def snapshot_from(record: Mapping[str, Any]) -> Snapshot:

@@ -9,7 +9,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -124,14 +124,15 @@ def _embedded_kafka(kafka: KafkaSettings, broker: EmbeddedBrokerProcess) -> Kafk
             "bootstrap": broker.bootstrap,
             "api_version": ".".join(map(str, API_VERSION)),
             "identity": broker.identity,
-            "client": {**kafka.client, **_client_options(broker)},
+            "client": kafka.client | _beyond(broker.client, ("bootstrap_servers", "api_version")),
+            # Producers refuse a consumer's options.
+            "consumer": kafka.consumer | _beyond(broker.group, broker.client),
         }
     )
 
 
-def _client_options(broker: EmbeddedBrokerProcess) -> dict[str, object]:
-    own = {"bootstrap_servers", "api_version"}
-    return {key: value for key, value in broker.client.items() if key not in own}
+def _beyond(options: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
+    return {key: value for key, value in options.items() if key not in known}
 
 
 def create_topics(kafka: KafkaSettings) -> list[str]:

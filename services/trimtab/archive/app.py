@@ -2,6 +2,10 @@
 
 poll → decode → collect per partition → files on disk → manifest and offset in one transaction. What
 cannot be decoded is not archived; the monitor counts and keeps it.
+
+Whatever goes wrong with a partition, its memory is dropped and, while it is still ours, it is claimed
+again and read from its stored offset. While the store or the disk is away nothing is held in memory,
+and polling goes on so that the group keeps us.
 """
 
 import os
@@ -11,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
@@ -31,6 +36,8 @@ CONSUMER = "archive"
 _POLL_S = 0.5
 _SEEN_EVERY_S = 2.0
 _RETRY_S = 1.0
+_FLUSH_BYTES = 32 * 1024 * 1024
+"""A partition with so much in memory is committed before its time."""
 
 
 class Archive:
@@ -55,6 +62,7 @@ class Archive:
         self._flush_rows = flush_rows
         self._flush_s = flush_s
         self._assigned_now: set[Partition] = set()
+        self._claim_at_s = 0.0
         self._claims: dict[Partition, Claim] = {}
         self._pending: dict[Partition, Pending] = {}
         self._seen_s = 0.0
@@ -65,8 +73,7 @@ class Archive:
 
     def step(self) -> int:
         """Poll once, then commit what is due. Returns the messages read."""
-        for partition in sorted(self._assigned_now - self._claims.keys()):
-            self._claim(partition)
+        self._claim_due()
         batches, losses = self._source.poll(_POLL_S)
         for loss in losses:
             self._lose(loss)
@@ -86,6 +93,8 @@ class Archive:
         self._source.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> None:
+        for partition in partitions:
+            self._forget(partition)
         self._assigned_now.update(partitions)
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
@@ -96,10 +105,27 @@ class Archive:
             self._forget(partition)
 
     def _forget(self, partition: Partition) -> None:
-        """Drop what was collected. While the partition is ours, the next step claims it again."""
+        """Drop what was collected. While the partition is ours, a later step claims it again."""
         self._claims.pop(partition, None)
         if self._pending.pop(partition, None) is not None and partition in self._assigned_now:
             self._source.pause([partition])
+
+    def _wait(self, what: str, error: Exception) -> None:
+        """Say why nothing can be archived now; claims wait a little."""
+        self._claim_at_s = time.monotonic() + _RETRY_S
+        log.warning(what, action="archive_waits", error=str(error), again_s=_RETRY_S)
+
+    def _claim_due(self) -> None:
+        """Claim what is ours and not yet claimed; it stays paused until that works."""
+        if time.monotonic() < self._claim_at_s:
+            return
+        for partition in sorted(self._assigned_now - self._claims.keys()):
+            try:
+                self._claim(partition)
+            except (SQLAlchemyError, KafkaError) as error:
+                self._forget(partition)
+                self._wait("a partition cannot be claimed now", error)
+                return
 
     def _claim(self, partition: Partition) -> None:
         """Take the partition and read on from where the ledger stands."""
@@ -136,12 +162,15 @@ class Archive:
 
     def _collect(self, partition: Partition, polled: Polled) -> None:
         pending = self._pending[partition]
+        if polled.records and polled.records[0].offset < pending.next_offset:
+            return  # fetched before a seek
         if pending.next_offset == pending.from_offset:
             pending.since_ms = _now_ms()
         role = self._roles[partition.topic]
         for record in polled.records:
             for event in _events(record, role):
                 pending.add(event, record.offset, record.timestamp)
+            pending.value_bytes += len(record.value or b"")
         pending.messages += len(polled.records)
         pending.next_offset = polled.next_offset
 
@@ -150,13 +179,34 @@ class Archive:
         for partition, pending in list(self._pending.items()):
             waiting = pending.next_offset > pending.from_offset
             old = now_ms - pending.since_ms >= self._flush_s * 1000
-            if waiting and (old or pending.rows >= self._flush_rows):
+            full = pending.rows >= self._flush_rows or pending.value_bytes >= _FLUSH_BYTES
+            if waiting and (old or full):
                 self._flush(partition)
 
     def _flush(self, partition: Partition) -> None:
+        """Commit what the partition has brought, or drop it so that it is read again."""
         pending, claimed = self._pending[partition], self._claims[partition]
         if pending.next_offset == pending.from_offset:
             return
+        try:
+            self._commit(claimed, pending)
+        except ConflictError:
+            log.warning(
+                "the partition has another owner or another offset",
+                action="archive_fenced",
+                topic=partition.topic,
+                partition=partition.partition,
+            )
+            self._forget(partition)
+        except (SQLAlchemyError, OSError) as error:
+            # Whether it was committed is unknown: the ledger knows, so read on from there.
+            self._forget(partition)
+            self._wait("files cannot be committed now", error)
+        else:
+            self._pending[partition] = Pending(pending.next_offset, pending.next_offset)
+            self._source.hint({partition: pending.next_offset})
+
+    def _commit(self, claimed: Claim, pending: Pending) -> None:
         files = write_files(self._directory, claimed.partition_id, pending)
         step = Advance(
             from_offset=pending.from_offset,
@@ -166,26 +216,8 @@ class Archive:
             rows=sum(file.rows for file in files if file.kind == "inference"),
             labels=sum(file.rows for file in files if file.kind == "label"),
         )
-        try:
-            with self._store.write() as connection:
-                commit_files(
-                    connection, claimed.partition_id, claimed.epoch, step, files, _now_ms()
-                )
-        except ConflictError:
-            log.warning("partition has another owner", action="archive_fenced", topic=partition[0])
-            self._claims.pop(partition)
-            self._pending.pop(partition)
-            return
-        except SQLAlchemyError as error:
-            # Whether it was committed is unknown: the ledger knows, so read on from there.
-            log.warning(
-                "commit failed, reading the ledger", action="archive_retry", error=str(error)
-            )
-            time.sleep(_RETRY_S)
-            self._claim(partition)
-            return
-        self._pending[partition] = Pending(step.next_offset, step.next_offset)
-        self._source.hint({partition: step.next_offset})
+        with self._store.write() as connection:
+            commit_files(connection, claimed.partition_id, claimed.epoch, step, files, _now_ms())
 
     def _show_life(self) -> None:
         if time.monotonic() - self._seen_s < _SEEN_EVERY_S:
@@ -196,7 +228,11 @@ class Archive:
             position, end = self._source.progress(partition)
             caught_up = position is not None and end is not None and position >= end
             sights.append(Sight(claimed.partition_id, claimed.epoch, end, caught_up))
-        gone = set(seen(self._store, sights, _now_ms())) if sights else set()
+        try:
+            gone = set(seen(self._store, sights, _now_ms())) if sights else set()
+        except SQLAlchemyError as error:
+            self._wait("the store does not answer", error)
+            return
         for partition, claimed in list(self._claims.items()):
             if claimed.partition_id in gone:
                 self._forget(partition)
@@ -215,14 +251,23 @@ def _events(record: Record, role: Role) -> list[Inference | Label]:
 def run_archive(
     settings: Settings, stop: threading.Event, ready: Callable[[], None] | None = None
 ) -> None:
-    """Run until `stop` is set. A store that is away is waited for."""
+    """Run until `stop` is set; commits what is collected before it returns.
+
+    A store or a disk that is away is waited for. Raises SourceError for what no retry
+    mends, such as a missing codec.
+    """
     store = open_store(settings.store.url)
     upgrade(store)
     kafka = settings.kafka
     roles: dict[str, Role] = dict.fromkeys(kafka.inference_topics, "inference")
     roles |= dict.fromkeys(kafka.label_topics, "labels")
     source = KafkaPythonSource(
-        {"bootstrap_servers": kafka.bootstrap, "api_version": kafka.version, **kafka.client},
+        {
+            "bootstrap_servers": kafka.bootstrap,
+            "api_version": kafka.version,
+            **kafka.client,
+            **kafka.consumer,
+        },
         settings.archive.group,
         cluster_identity=kafka.identity,
     )
@@ -240,11 +285,7 @@ def run_archive(
     if ready:
         ready()
     while not stop.is_set():
-        try:
-            archive.step()
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("cannot archive now", action="archive_waits", error=str(error))
-            stop.wait(_RETRY_S)
+        archive.step()
     archive.close()
     store.close()
 

@@ -2,7 +2,8 @@
 
 Inference columns: `id`, `version`, `time_ms`, `status`, `arm`, `traffic_revision`, `offset`,
 `prediction` and `scores` as JSON text, and one column `f.NAME` per feature: float64 where every
-value is a number (booleans count as 0 and 1, a missing one is null), else text.
+value in the file is a number, else text as `category_key` writes it; a missing value is null. So a
+feature may be float64 in one file and text in the next, and a reader takes what its contract says.
 Label columns: `inference_id`, `label` as JSON text, `time_ms`, `revision`, `retracted`, `source`,
 `received_ms` (Kafka's timestamp), `offset`.
 """
@@ -14,8 +15,10 @@ import msgspec
 import pyarrow as pa
 
 from trimtab.events.types import Inference, Label, Scalar, time_ms
+from trimtab.stats.cuts import category_key
 
 FEATURE_PREFIX = "f."
+_NUMERIC = (float, int, type(None))
 T = TypeVar("T")
 
 
@@ -68,12 +71,16 @@ def label_table(rows: Sequence["Row[Label]"]) -> pa.Table:
 
 def feature_column(values: Sequence[Scalar]) -> pa.Array:
     """One feature's column: float64 where every value is a number, else text."""
-    if all(value is None or isinstance(value, int | float) for value in values):
+    if all(type(value) in _NUMERIC for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    return pa.array(
-        [value if value is None or isinstance(value, str) else _json(value) for value in values],
-        pa.string(),
-    )
+    return pa.array([_text(value) for value in values], pa.string())
+
+
+def _text(value: Scalar) -> str | None:
+    if isinstance(value, str):
+        return value
+    key = category_key(value)
+    return key if isinstance(key, str) else None
 
 
 def _json(value: Any) -> str | None:

@@ -28,6 +28,8 @@ class Pending(Struct):
     messages: int = 0
     lost: int = 0
     rows: int = 0
+    value_bytes: int = 0
+    """Of the messages read, so that what waits in memory is bounded."""
     since_ms: int = 0
     inferences: dict[str, list[Row[Inference]]] = {}
     labels: dict[str, list[Row[Label]]] = {}
@@ -81,4 +83,13 @@ def _write(directory: Path, table: Any) -> tuple[Path, str]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     part.replace(path)
+    _sync(directory)  # the name, too, outlives a power failure
     return path.absolute(), sha256
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

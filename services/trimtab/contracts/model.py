@@ -203,7 +203,7 @@ class Retraining(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     budget_per_month: int = 10
     quiet_hours: tuple[str, str] | None = None
     original: str | None = None
-    """Path of the original training set (Parquet, CSV, npz), mixed in by the search."""
+    """Path of the original training set (Parquet or CSV, the label in a column `label`), mixed in by the search."""
     old_mix: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Shares of the original training set the search may mix in."""
 

@@ -4,11 +4,13 @@ Readers go by this manifest, never by a listing: a file that was written but who
 not part of the archive.
 """
 
+from collections.abc import Collection
+
 from msgspec import Struct
 from sqlalchemy import Connection, select
 
 from trimtab.store.ledger import Advance, advance
-from trimtab.store.tables import archive_files
+from trimtab.store.tables import archive_files, partitions
 
 
 class ArchiveFile(Struct, frozen=True, kw_only=True):
@@ -54,18 +56,28 @@ def commit_files(
 
 
 def files_of(
-    connection: Connection, model: str, kind: str, from_ms: int, to_ms: int
+    connection: Connection,
+    model: str,
+    kind: str,
+    from_ms: int,
+    to_ms: int,
+    topics: Collection[str] = (),
 ) -> list[ArchiveFile]:
-    """Files of `model` and `kind` with an event time in [from_ms, to_ms), oldest entry first."""
-    rows = connection.execute(
-        select(archive_files)
-        .where(
-            archive_files.c.model == model,
-            archive_files.c.kind == kind,
-            archive_files.c.max_time_ms >= from_ms,
-            archive_files.c.min_time_ms < to_ms,
-        )
-        .order_by(archive_files.c.id)
+    """Files of `model` and `kind` with an event time in [from_ms, to_ms), oldest entry first.
+
+    `topics`: only files that came from these, where any are named.
+    """
+    query = select(archive_files).where(
+        archive_files.c.model == model,
+        archive_files.c.kind == kind,
+        archive_files.c.max_time_ms >= from_ms,
+        archive_files.c.min_time_ms < to_ms,
     )
+    if topics:
+        query = query.join(partitions, partitions.c.id == archive_files.c.partition_id)
+        query = query.where(partitions.c.topic.in_(sorted(topics)))
     fields = ArchiveFile.__struct_fields__
-    return [ArchiveFile(**{field: getattr(row, field) for field in fields}) for row in rows]
+    return [
+        ArchiveFile(**{field: getattr(row, field) for field in fields})
+        for row in connection.execute(query.order_by(archive_files.c.id))
+    ]
