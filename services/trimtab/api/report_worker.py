@@ -20,13 +20,15 @@ from trimtab.store.verdicts import verdict_history
 
 ROWS_MIN = 30
 """Fewer sampled rows on either side say nothing."""
+ROWS_WANTED = 300
+"""A short window holds few sampled rows; those of the windows after it join up to this many."""
 REFERENCE_SPAN_MS = 7 * 86_400_000
 
 
 def samples(store: Store, model: str, start_ms: int) -> tuple[list[SampleRow], list[SampleRow]]:
     """Return (reference, current) rows of a window; raises TrimtabError when there are too few.
 
-    The reference is the sample of the baseline's time where one is kept, else the oldest rows before
+    A window too short for a sample of its own borrows from those after it. The reference is the sample of the baseline's time where one is kept, else the oldest rows before
     the window.
     """
     history = verdict_history(store, model, start_ms)
@@ -34,7 +36,11 @@ def samples(store: Store, model: str, start_ms: int) -> tuple[list[SampleRow], l
         raise NotFoundError(f"{model} has no closed window that starts at {start_ms} ms.")
     baseline = active_baseline(store, model)
     with store.read() as connection:
-        current = sample_between(connection, model, start_ms, history[-1].verdict.window_end_ms)
+        end_ms = history[-1].verdict.window_end_ms
+        current = sample_between(connection, model, start_ms, end_ms)
+        if len(current) < ROWS_MIN:
+            later = sample_between(connection, model, end_ms, end_ms + REFERENCE_SPAN_MS)
+            current += later[: ROWS_WANTED - len(current)]
         reference: list[SampleRow] = []
         if baseline and baseline.from_ms is not None and baseline.to_ms is not None:
             reference = sample_between(connection, model, baseline.from_ms, baseline.to_ms)
