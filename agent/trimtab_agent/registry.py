@@ -5,6 +5,7 @@ two when asked twice. The aliases `champion` and `challenger` say what the traff
 artifact itself lies in trimtab's own store, `<artifacts>/<model>/<version>/`, under its digest.
 """
 
+import hashlib
 import os
 import shutil
 import urllib.parse
@@ -20,6 +21,8 @@ from trimtab.errors import TrimtabError
 TAG_RUN = "trimtab.run"
 TAG_SHA256 = "trimtab.artifact_sha256"
 TAG_VERSION = "trimtab.version"
+TAG_MODEL = "trimtab.model"
+"""A digest of the model's name: MLflow's filters know no way to quote a name with quotes in it."""
 
 
 class RegistryError(TrimtabError):
@@ -110,6 +113,10 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
+def _model_tag(model: str) -> str:
+    return hashlib.sha256(model.encode()).hexdigest()[:16]
+
+
 # --- MLflow ---------------------------------------------------------------------------------------
 
 
@@ -145,7 +152,13 @@ class MlflowRegistry:
         made = self._client.create_model_version(
             name=model,
             source=artifact_uri,
-            tags={**tags, TAG_RUN: run_id, TAG_SHA256: sha256, TAG_VERSION: version},
+            tags={
+                **tags,
+                TAG_RUN: run_id,
+                TAG_SHA256: sha256,
+                TAG_VERSION: version,
+                TAG_MODEL: _model_tag(model),
+            },
         )
         return str(made.version)
 
@@ -188,12 +201,13 @@ class MlflowRegistry:
                 raise
 
     def _versions(self, model: str) -> list[Any]:
-        quoted = model.replace("'", "''")
         found: list[Any] = []
         token: str | None = None
         while True:
-            page = self._client.search_model_versions(f"name='{quoted}'", page_token=token)
-            found.extend(page)
+            page = self._client.search_model_versions(
+                f"tags.`{TAG_MODEL}` = '{_model_tag(model)}'", page_token=token
+            )
+            found.extend(version for version in page if version.name == model)
             token = page.token
             if not token:
                 return found

@@ -412,6 +412,7 @@ class World:
     """One scripted world in a folder and a database; made again after a crash, it goes on."""
 
     def __init__(self, folder: Path, url: str, ending: str, failpoints: Failpoints) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.store = CrashingStore(url, failpoints)
         self._time = WorldFile(folder / "time.json", {"ticks": 0, "lives": 0}, failpoints)
@@ -450,7 +451,7 @@ class World:
         """Tick until the loop has closed: a finished rollout and nothing under way."""
         for _ in range(most_ticks):
             self.tick()
-            if self.closed():
+            if self.agent.active and self.closed():  # a standby has not compared anything yet
                 return
         raise AssertionError(f"the loop did not close in {most_ticks} ticks: {self.summary()}")
 

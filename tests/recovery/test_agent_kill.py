@@ -62,7 +62,7 @@ def prepare(folder: Path, url: str) -> None:
     metadata.create_all(store.engine)
     apply_contract(store, scripted_contract(), "", "test", START_MS)
     champion = folder / "champion"
-    champion.mkdir(parents=True)
+    champion.mkdir(parents=True, exist_ok=True)
     sha256 = make_artifact(champion, START_MS)
     set_champion(store, MODEL, "1", champion.as_uri(), sha256, "test", START_MS)
     store.close()
