@@ -287,7 +287,7 @@ class Ingest:
                 raise
             except Exception as error:  # noqa: BLE001 - no payload may stop its partition
                 self._counting_failed(partition, owned, error)
-        if done:
+        if done and not last:  # whoever leaves would only cancel it
             self.source.hint(done)
 
     def _flush(self, partition: Partition, owned: OwnedPartition, *, last: bool) -> None:

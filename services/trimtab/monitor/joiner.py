@@ -27,7 +27,7 @@ from trimtab.store.labels import (
 
 log = logging.getLogger(__name__)
 
-HOLD_MS = 15_000
+HOLD_MS = 6_000
 BATCH_ROWS = 100_000
 LOOK_BACK_RUNS = 500
 """Transactions of several partitions commit out of the order of their ids; later ones look back."""
