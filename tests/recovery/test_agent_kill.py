@@ -147,14 +147,12 @@ def test_a_kill_ends_as_if_nothing_had_happened(ending: str, every: int, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ending", list(EXPECTED))
-def test_a_kill_at_every_single_point_ends_as_if_nothing_had_happened(
-    ending: str, tmp_path: Path
-) -> None:
+def test_a_kill_at_every_single_point_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    # This ending passes through every state: it promotes, watches, and rolls back after all.
     def url_of(at: int) -> str:
         return f"sqlite:///{tmp_path / f'{at}.db'}"
 
-    assert kill_everywhere(tmp_path, url_of, ending, 1) > 50
+    assert kill_everywhere(tmp_path, url_of, "harm_later", 1) > 50
 
 
 @pytest.mark.parametrize("ending", ["promote", "harm_later"])

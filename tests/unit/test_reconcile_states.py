@@ -72,8 +72,10 @@ def lease_of(world: World) -> Lease:
 
 
 def put(world: World, record: Run | Rollout) -> None:
+    forget_lease(world)
+    lease = lease_of(world)
     with world.store.write() as connection:
-        records.apply_transition(connection, None, record, "test", {}, lease_of(world))
+        records.apply_transition(connection, None, record, "test", {}, lease)
     forget_lease(world)
 
 
