@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from trimtab.artifacts import FeatureSpec
 from trimtab.archive.app import Archive
+from trimtab.artifacts import FeatureSpec
 from trimtab.contracts.model import Contract, Feature, Labels, Prediction, Retraining, Source
 from trimtab.events.types import Inference, Label
 from trimtab.monitor.source import Partition
