@@ -65,6 +65,7 @@ WINDOW_ROWS = 200
 WINDOW_MS = 2_000
 TRIALS = 12
 LOOK_S = 0.5
+SETTLE_LIMIT_S = 20.0
 LAG_LIMIT_MESSAGES = 1_000
 """Beyond this the client pauses: the embedded broker drops the oldest at about 5,000."""
 REPORT_LIMIT_S = 90
@@ -389,17 +390,19 @@ class Demo:
         return ledger
 
     def _settle(self, stack: Stack) -> Ledger:
-        """Stop sending and wait until everything sent has been read."""
+        """Stop sending and wait until everything that was answered and labelled has been read."""
         self._send(msgspec.structs.replace(self._command, rate_hz=0.0))
-        deadline_s = time.monotonic() + 15
-        ledger = read_ledger(stack.store)
-        while time.monotonic() < deadline_s:
+        deadline_s = time.monotonic() + SETTLE_LIMIT_S
+        while True:
             stack.check()
             ledger = read_ledger(stack.store)
-            if ledger.lag_messages == 0 and ledger.rows >= self._sent.get("answered", 0):
-                break
+            sent = self._sent
+            answered = sent.get("answered", 0)
+            quiet = sent.get("sent") == answered + sent.get("failed", 0)
+            read = ledger.rows >= answered and ledger.labels >= sent.get("labels", 0) >= answered
+            if (quiet and read and ledger.lag_messages == 0) or time.monotonic() > deadline_s:
+                return ledger
             time.sleep(0.2)
-        return ledger
 
 
 def _settings(directory: Path) -> Loaded:

@@ -66,7 +66,7 @@ def moments(store: Store, model: str) -> list[Moment]:
         for transition in transitions_of(store, record, record_id)
     ]
     for alert in alerts_of(store, model):
-        found.append(Moment(alert.opened_ms, "alert", "open", alert.summary))
+        found.append(Moment(alert.opened_ms, "alert", "open", f"rule: {alert.condition}"))
         if alert.resolved_ms is not None:
             found.append(Moment(alert.resolved_ms, "alert", "resolved", alert.resolution or ""))
     return sorted(found, key=lambda moment: moment.at_ms)
