@@ -1,6 +1,7 @@
 """Commands about models and what is known of them: model, baseline, window, ledger."""
 
 import getpass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from trimtab.cli_output import (
 )
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.store import overview
-from trimtab.store.verdicts import latest_verdicts, verdict_history
+from trimtab.store.verdicts import VerdictRow, latest_verdicts, verdict_history
 
 model_app = typer.Typer(help="Contracts, versions and champions.", no_args_is_help=True)
 baseline_app = typer.Typer(help="What traffic is compared with.", no_args_is_help=True)
@@ -265,7 +266,12 @@ def window_list(
         points = latest_verdicts(store, model, limit)
     if as_json:
         print_json(points)
-        return
+    else:
+        print_windows(model, points)
+
+
+def print_windows(model: str, points: Sequence[VerdictRow]) -> None:
+    """Print one line per window."""
     print_table(
         ("window (UTC)", "start_ms", "rev", "outcome", "reason", "rows", "summary"),
         (
@@ -478,17 +484,13 @@ def ledger_show(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json({"balances": not problems, "problems": problems, "partitions": partitions})
     else:
-        _print_ledger(partitions)
-        if problems:
-            for problem in problems:
-                errors.print(f"[bold red]out of balance:[/] {problem}")
-        elif partitions:
-            console.print("[green]The ledger balances.[/]")
+        print_ledger(partitions)
     if problems:
         raise typer.Exit(ATTENTION)
 
 
-def _print_ledger(partitions: list[overview.LedgerLine]) -> None:
+def print_ledger(partitions: list[overview.LedgerLine]) -> None:
+    """Print both ledgers of each partition, and whether they balance."""
     print_table(
         ("consumer", "topic", "offsets", "messages", "gaps", "lost", "rows", "labels"),
         (
@@ -506,6 +508,11 @@ def _print_ledger(partitions: list[overview.LedgerLine]) -> None:
         ),
         "Nothing has been read yet.",
     )
+    problems = [problem for partition in partitions for problem in partition.problems]
+    for problem in problems:
+        errors.print(f"[bold red]out of balance:[/] {problem}")
+    if partitions and not problems:
+        console.print("[green]The ledger balances.[/]")
 
 
 def _classes(total: int, classes: dict[str, int]) -> str:

@@ -1,15 +1,24 @@
 """`trimtab stream FILE`: a CSV or Parquet file as inference events and labels."""
 
 import datetime as dt
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trimtab.cli_context import loaded
-from trimtab.cli_output import Json, console, errors, print_json, when
+from trimtab.cli_context import loaded, store_of
+from trimtab.cli_models import print_ledger, print_windows
+from trimtab.cli_output import ATTENTION, Json, console, errors, now_ms, print_json, when
 from trimtab.errors import TrimtabError
+from trimtab.monitor.embedded import API_VERSION
+from trimtab.settings import KafkaSettings
+from trimtab.store import overview
+from trimtab.store.models import load_contracts
+from trimtab.store.verdicts import verdicts_between
+from trimtab.stream import StreamOptions, StreamResult, stream_file
+from trimtab.stream_wait import Pacer, end_offsets, wait_until_judged
 
 Column = Annotated[str | None, typer.Option(metavar="COLUMN")]
 
@@ -55,11 +64,16 @@ def stream(
         str, typer.Option(help="human, outcome, rule, model or unknown.")
     ] = "outcome",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    wait: Annotated[
+        bool,
+        typer.Option(help="Wait for the monitor, then print the ledger and each window's verdict."),
+    ] = False,
+    wait_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for the monitor at most.")
+    ] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Stream a file as inference events and labels."""
-    from trimtab.stream import StreamOptions, stream_file
-
+    """Stream a file as inference events and labels; exit code 3 when the ledger does not balance."""
     kafka = loaded(context).settings.kafka
     if label_source not in {"human", "outcome", "rule", "model", "unknown"}:
         raise typer.BadParameter(f"{label_source!r} is no label source.")
@@ -88,6 +102,19 @@ def stream(
         label_source=cast("Literal['outcome']", label_source),
         limit=limit,
     )
+    result = _send(context, options, kafka, quiet=as_json)
+    if not as_json:
+        _print_result(result)
+    answer = _answer(context, model, result, wait_limit, quiet=as_json) if wait else None
+    if as_json:
+        print_json(result if answer is None else answer)
+    if answer is not None and answer["ledger"]["problems"]:
+        raise typer.Exit(ATTENTION)
+
+
+def _send(
+    context: typer.Context, options: StreamOptions, kafka: KafkaSettings, *, quiet: bool
+) -> StreamResult:
     bar = Progress(
         TextColumn("streaming"),
         BarColumn(),
@@ -95,16 +122,51 @@ def stream(
         TimeRemainingColumn(),
         console=errors,
         transient=True,
-        disable=as_json or not errors.is_terminal,
+        disable=quiet or not errors.is_terminal,
     )
-    with bar:
+    with ExitStack() as stack:
+        pace = None
+        if kafka.version == API_VERSION:  # the embedded broker: it forgets what is not read in time
+            pace = Pacer(stack.enter_context(store_of(context)), end_offsets(kafka))
+        stack.enter_context(bar)
         task = bar.add_task("rows", total=None)
-        result = stream_file(
-            options, lambda done, total: bar.update(task, completed=done, total=total)
+        return stream_file(
+            options, lambda done, total: bar.update(task, completed=done, total=total), pace
         )
-    if as_json:
-        print_json(result)
-        return
+
+
+def _answer(
+    context: typer.Context, model: str, result: StreamResult, limit_s: float, *, quiet: bool
+) -> dict[str, Any]:
+    """Wait for the monitor; then the ledger and the verdict of each window that was streamed."""
+    kafka = loaded(context).settings.kafka
+    with store_of(context) as store:
+        ends = end_offsets(kafka)
+        with errors.status("waiting for the monitor …", spinner="dots") as status:
+            wait_until_judged(
+                store,
+                model,
+                ends,
+                limit_s,
+                lambda left: status.update(f"waiting for the monitor: {left}"),
+                now_ms,
+            )
+        partitions = overview.ledger_lines(store, "monitor")
+        length_ms = load_contracts(store)[model].contract.windows.length_ms
+        from_ms, to_ms = (result.first_ms or 0) - length_ms + 1, (result.last_ms or 0) + 1
+        windows = verdicts_between(store, model, from_ms, to_ms)
+    if not quiet:
+        print_windows(model, windows)
+        print_ledger(partitions)
+    problems = [problem for partition in partitions for problem in partition.problems]
+    return {
+        "stream": result,
+        "ledger": {"balances": not problems, "problems": problems, "partitions": partitions},
+        "windows": windows,
+    }
+
+
+def _print_result(result: StreamResult) -> None:
     per_second = result.inferences / result.seconds if result.seconds else 0.0
     console.print(
         f"{result.inferences:,} inferences and {result.labels:,} labels, all acknowledged, in "

@@ -1,0 +1,92 @@
+"""Whether the monitor is done with what was sent: read, joined and judged, or what is still under way."""
+
+from collections.abc import Mapping
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from trimtab.contracts.model import Contract
+from trimtab.store.engine import Store
+from trimtab.store.labels import read_positions
+from trimtab.store.ledger import read_ledger
+from trimtab.store.panes import watermark
+from trimtab.store.tables import contracts, joiners, label_runs, models
+from trimtab.store.verdicts import flushed_since, joined_since, progress_of
+
+
+def under_way(
+    store: Store, model: str, ends: Mapping[tuple[str, int], int], now_ms: int
+) -> list[str]:
+    """Return what the monitor still has to do for `model`, as text; empty when it is done.
+
+    `ends` are the offsets, by topic and partition, up to which the log is to be read.
+    """
+    with store.read() as connection:
+        unread = _unread(connection, ends)
+        if unread:
+            return [f"{unread:,} messages to read"]
+        unjoined = _unjoined(connection, model)
+        if unjoined:
+            return [f"{unjoined:,} rows and labels to join"]
+        waiting = _unjudged(connection, model, now_ms)
+    return [waiting] if waiting else []
+
+
+def _unread(connection: Connection, ends: Mapping[tuple[str, int], int]) -> int:
+    # A topic created again has a newer entry per partition.
+    stands = {
+        (entry.topic, entry.partition): entry.next_offset for entry in read_ledger(connection)
+    }
+    return sum(max(0, end - stands.get(place, 0)) for place, end in ends.items())
+
+
+def _unjoined(connection: Connection, model: str) -> int:
+    positions = {
+        row.shard: read_positions(row.positions)
+        for row in connection.execute(
+            select(joiners.c.shard, joiners.c.positions).where(joiners.c.model == model)
+        )
+    }
+    runs = label_runs.c
+    newest = connection.execute(
+        select(runs.shard, runs.partition_id, func.max(runs.seq))
+        .where(runs.model == model)
+        .group_by(runs.shard, runs.partition_id)
+    ).all()
+    total = 0
+    for shard, partition_id, seq in newest:
+        merged = positions.get(shard, {}).get(partition_id, 0)
+        if seq > merged:
+            total += connection.scalar(
+                select(func.sum(runs.rows)).where(
+                    runs.model == model,
+                    runs.shard == shard,
+                    runs.partition_id == partition_id,
+                    runs.seq > merged,
+                )
+            )
+    return total
+
+
+def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
+    body = connection.scalar(
+        select(contracts.c.body)
+        .join(models, models.c.name == contracts.c.model)
+        .where(models.c.name == model, models.c.contract_revision == contracts.c.revision)
+    )
+    if body is None:
+        return f"{model} has no contract, so its rows are ignored: trimtab model apply"
+    length_ms = msgspec.json.decode(body, type=Contract).windows.length_ms
+    mark = watermark(connection, model, now_ms)
+    if mark.reason not in ("idle", "no_data"):
+        return "waiting until nothing more comes"
+    progress = progress_of(connection, model)
+    if progress is None or mark.ms is None:
+        return "" if mark.ms is None else "windows to judge"
+    if progress.evaluated_to_ms + length_ms <= mark.ms:
+        return f"{(mark.ms - progress.evaluated_to_ms) // length_ms:,} windows to judge"
+    changed = flushed_since(connection, model, progress.seen).pane_starts_ms
+    changed |= joined_since(connection, model, progress.joined).pane_starts_ms
+    if changed or progress.pending:
+        return f"{len(progress.pending) or len(changed):,} windows to judge again"
+    return ""
