@@ -304,6 +304,8 @@ class Evaluator:
         inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
         if head is not None and head.evidence.input_digest == input_digest(inputs):
             return None
+        if head is not None and head.figures.rows and read.state is None:
+            return None  # its counts are past retention: what was judged of them stays
         verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
         reader.remember(head_of(encode(verdict), now_ms))
         return verdict, read.state

@@ -1,7 +1,8 @@
 """Housekeeping: relay, traffic, retention. Each under a lease of its own, each bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
-the past keeps what it needs. The outbox and rejected payloads, which belong to no model's time, go by the
+the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
+whatever its age: a replay puts years of event time behind it in seconds. The outbox and rejected payloads, which belong to no model's time, go by the
 clock.
 """
 
@@ -14,10 +15,13 @@ from sqlalchemy import Connection, Table, delete, func, select, update
 
 from trimtab import logs
 from trimtab.alerts.delivery import Relay
+from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.store.engine import Store
 from trimtab.store.labels import expire_runs
 from trimtab.store.leases import Lease, acquire, check, release
+from trimtab.store.models import load_contracts
+from trimtab.store.settled import judged_to_ms, unjoined
 from trimtab.store.tables import (
     deliveries,
     outbox,
@@ -124,11 +128,14 @@ class Housekeeping:
                     ).group_by(watermarks.c.model)
                 )
             }
+        watched = load_contracts(self._store)
         removed = 0
         for model, newest_ms in newest.items():
             with self._store.write() as connection:
                 check(connection, lease)
-                removed += _forget_model(connection, model, newest_ms, keep)
+                row = watched.get(model)
+                contract = None if row is None else row.contract
+                removed += _forget_model(connection, model, contract, newest_ms, keep)
                 removed += self._thin_verdicts(
                     connection, model, newest_ms - keep.verdict_detail_ms
                 )
@@ -166,11 +173,23 @@ class Housekeeping:
         return len(ids) + len(rows)
 
 
-def _forget_model(connection: Connection, model: str, newest_ms: int, keep: Retention) -> int:
+def _forget_model(
+    connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
+) -> int:
+    """Forget what is old. `contract` is None for a model that is watched no more."""
+    panes_ms = keep.panes_ms
+    if contract is not None:
+        judged_ms = judged_to_ms(connection, model)
+        if judged_ms is None or unjoined(connection, model):
+            return 0
+        newest_ms = min(newest_ms, judged_ms)
+        horizon_ms = contract.labels.horizon_ms or 0
+        # A label makes a new revision of its window, and that needs the window's counts.
+        panes_ms = max(panes_ms, horizon_ms + 2 * contract.windows.length_ms)
     removed = 0
     for table, column, age_ms in (
-        (panes, panes.c.pane_start_ms, keep.panes_ms),
-        (resource_panes, resource_panes.c.pane_start_ms, keep.panes_ms),
+        (panes, panes.c.pane_start_ms, panes_ms),
+        (resource_panes, resource_panes.c.pane_start_ms, panes_ms),
         (performance, performance.c.pane_start_ms, keep.labels_ms),
         (row_samples, row_samples.c.sample_start_ms, keep.samples_ms),
     ):

@@ -25,9 +25,9 @@ def under_way(
         unread = _unread(connection, ends)
         if unread:
             return [f"{unread:,} messages to read"]
-        unjoined = _unjoined(connection, model)
-        if unjoined:
-            return [f"{unjoined:,} rows and labels to join"]
+        waiting_to_join = unjoined(connection, model)
+        if waiting_to_join:
+            return [f"{waiting_to_join:,} rows and labels to join"]
         waiting = _unjudged(connection, model, now_ms)
     return [waiting] if waiting else []
 
@@ -40,7 +40,8 @@ def _unread(connection: Connection, ends: Mapping[tuple[str, int], int]) -> int:
     return sum(max(0, end - stands.get(place, 0)) for place, end in ends.items())
 
 
-def _unjoined(connection: Connection, model: str) -> int:
+def unjoined(connection: Connection, model: str) -> int:
+    """Return how many predictions and labels of a model no joiner has merged yet."""
     positions = {
         row.shard: read_positions(row.positions)
         for row in connection.execute(
@@ -66,6 +67,16 @@ def _unjoined(connection: Connection, model: str) -> int:
                 )
             )
     return total
+
+
+def judged_to_ms(connection: Connection, model: str) -> int | None:
+    """Return up to where no window of the model waits for a verdict; None while none has one."""
+    progress = progress_of(connection, model)
+    if progress is None:
+        return None
+    changed = flushed_since(connection, model, progress.seen).pane_starts_ms
+    changed |= joined_since(connection, model, progress.joined).pane_starts_ms
+    return min((progress.evaluated_to_ms, *changed, *progress.pending))
 
 
 def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
