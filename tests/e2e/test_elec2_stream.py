@@ -49,6 +49,7 @@ arrive = "within 2 days"
 length = "1 day"
 pane = "1 day"
 idle = "2s"
+out_of_order = "90 days"  # as fast as possible, so a window closes after its labels were joined
 min_rows = 40
 [reference]
 rows = 2000
@@ -180,15 +181,18 @@ def test_a_file_through_kafka_and_postgresql_agrees_with_a_recount_for_every_day
     verdicts = {w["verdict"]["window_start_ms"]: w["verdict"] for w in windows}
     assert sorted(verdicts) == [START_MS + n * DAY_MS for n in range(rows // ROWS_OF_A_DAY)]
     for start_ms, (answered, right) in days.items():
+        if start_ms not in verdicts:
+            continue  # a last day that the file does not finish
         figures = verdicts[start_ms]["figures"]
         found = figures["performance"]["1"]
+        accuracy = found["figures"]["accuracy"]["value"]
         assert figures["rows"] == ROWS_OF_A_DAY
-        assert (found["labelled_rows"], found["accuracy"]) == (
-            answered,
-            pytest.approx(right / answered, abs=1e-12),
-        )
-    psi = [
-        verdicts[START_MS + n * DAY_MS]["figures"]["features"]["vicprice"]["psi"]
-        for n in range(CHANGE_ROW // ROWS_OF_A_DAY - 5, CHANGE_ROW // ROWS_OF_A_DAY + 5)
-    ]
-    assert max(psi[:5]) < 0.25 < min(psi[5:])
+        assert (found["labelled_rows"], accuracy) == (answered, pytest.approx(right / answered))
+    day = CHANGE_ROW // ROWS_OF_A_DAY
+    moved = [psi_of(verdicts[START_MS + n * DAY_MS]) for n in range(day - 5, day + 5)]
+    assert max(moved[:5]) < 0.25 < min(moved[5:]), moved
+
+
+def psi_of(verdict):
+    """What the rule on `vicprice` saw; old verdicts keep their findings, not the tree of figures."""
+    return next(f["value"] for f in verdict["findings"] if f["figure"] == "psi(vicprice)")
