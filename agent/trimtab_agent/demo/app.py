@@ -109,7 +109,7 @@ class Demo:
             LoopError: a link of the loop did not close in time.
 
         """
-        say = self._console.log
+        say = self._say
         directory = _clean_directory(self._options.directory)
         self._stack = stack = Stack(_settings(directory))
         say("broker, store and processes are starting")
@@ -126,6 +126,10 @@ class Demo:
         ]
         self._start_client(stack)
         return self._play(stack)
+
+    def _say(self, what: str) -> None:
+        elapsed_s = time.monotonic() - self._began_s
+        self._console.print(f"[dim]{elapsed_s:4.0f} s[/]  {what}", highlight=False)
 
     def stop(self) -> None:
         """End everything that was started."""

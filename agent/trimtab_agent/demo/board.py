@@ -16,6 +16,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "alarm": "red", "cannot_tell": "
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 40
 _MOMENTS = 9
+_FEW_ROWS = 60  # a window with fewer labels says little yet
 
 
 class Board(Struct, frozen=True, kw_only=True):
@@ -53,7 +54,8 @@ def _windows(windows: Sequence[Window]) -> RenderableType:
         colour = _COLOURS.get(window.outcome, "white")
         accuracy.append(_BARS[level], style="cyan")
         outcome.append("█", style=colour)
-    latest = next((w.accuracy for w in windows if w.accuracy is not None), None)
+    labelled = (w.accuracy for w in windows if w.accuracy is not None and w.rows >= _FEW_ROWS)
+    latest = next(labelled, None)
     grid = Table.grid(padding=(0, 2))
     grid.add_row("accuracy", accuracy, "" if latest is None else f"{latest:.2f}")
     grid.add_row("verdict", outcome, windows[0].outcome if windows else "")
