@@ -116,11 +116,22 @@ def root(
 
 
 @app.command()
-def monitor(context: typer.Context) -> None:
+def monitor(
+    context: typer.Context,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes on this machine, in one group.")
+    ] = None,
+) -> None:
     """Read Kafka, keep windows in SQL, judge them, and tell."""
+    settings = loaded(context, {"monitor.workers": workers}).settings
+    if settings.monitor.workers > 1:
+        from trimtab.monitor.replicas import run_replicas
+
+        run_process(settings, "monitor", run_replicas)
+        return
     from trimtab.monitor.app import run_monitor
 
-    run_process(loaded(context).settings, "monitor", run_monitor)
+    run_process(settings, "monitor", run_monitor)
 
 
 @app.command()

@@ -98,6 +98,17 @@ class KafkaSettings(_Section):
             tuple(int(part) for part in self.api_version.split(".")) if self.api_version else None
         )
 
+    def client_options(self) -> dict[str, Any]:
+        """Options that every kafka-python client shares; `client` wins."""
+        options: dict[str, Any] = {"bootstrap_servers": self.bootstrap}
+        if self.version is not None:
+            options["api_version"] = self.version
+        return options | self.client
+
+    def consumer_options(self) -> dict[str, Any]:
+        """Options of every kafka-python consumer; `consumer` wins."""
+        return self.client_options() | self.consumer
+
     @field_validator("api_version")
     @classmethod
     def _numbers(cls, version: str | None) -> str | None:
@@ -128,6 +139,7 @@ class MonitorSettings(_Section):
     shards: int = Field(default=1, ge=1, le=256)
     """Hash shards of the label joiner."""
     workers: int = Field(default=1, ge=1, le=64)
+    """Monitors on this machine, each a process of its own and a member of the group."""
     lease_s: float = Field(default=30.0, ge=1)
     """How long evaluator and relay of a dead replica keep others from taking over."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)

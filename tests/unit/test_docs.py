@@ -137,7 +137,6 @@ OPERATIONS = DOCS / "operations.md"
 WHOLE_TABLES = {"kafka.client", "kafka.consumer", "webhooks"}
 NO_EFFECT_YET = {
     "kafka.deadletter",
-    "monitor.workers",
     "retention.hours_days",
     "retention.days_days",
 }
