@@ -21,8 +21,8 @@ from trimtab.contracts.model import Contract, Feature, Reference, Windows
 from trimtab.events.types import Inference
 from trimtab.monitor.embedded import EmbeddedBroker
 from trimtab.monitor.partition import OwnedPartition
-from trimtab.monitor.source import Partition
 from trimtab.monitor.views import ModelView
+from trimtab.source import Partition
 from trimtab.stats.cuts import build_numeric_cuts, model_cuts
 from trimtab.store import ledger
 from trimtab.store.engine import open_store

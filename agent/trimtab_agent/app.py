@@ -1,12 +1,9 @@
 """The agent process: everything is wired here, by hand."""
 
-import os
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy.orm  # noqa: F401 - Optuna and MLflow import it in threads, where one half done fails
 from sqlalchemy import Connection
@@ -17,6 +14,7 @@ from trimtab.settings import Settings
 from trimtab.store import baselines
 from trimtab.store.agent import list_runs
 from trimtab.store.engine import Store, open_store
+from trimtab.store.leases import owner_name
 from trimtab_agent.context import Deps
 from trimtab_agent.jobs import BackgroundJobs
 from trimtab_agent.recipe_trainer import ArchiveSource, RecipeTrainer
@@ -99,8 +97,7 @@ def run_agent(settings: Settings, stop: threading.Event, ready: Callable[[], Non
     swept = sweep_parts(deps.artifacts)
     if swept:
         log.info("removed half-done copies of artifacts", action="artifacts_swept", count=swept)
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
-    agent = Agent(store, deps, owner, round(settings.agent.lease_s * 1000))
+    agent = Agent(store, deps, owner_name(), round(settings.agent.lease_s * 1000))
     try:
         ready()
         run_ticks(agent, settings.agent.tick_s, stop)

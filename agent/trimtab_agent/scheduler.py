@@ -6,10 +6,10 @@ the lease reconciles; the others stand by and take over when it expires.
 """
 
 import threading
-import time
 from collections.abc import Callable
 
 from trimtab import logs
+from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.store.engine import Store
 from trimtab.store.leases import Lease, acquire, release
@@ -21,11 +21,6 @@ LEASE = "agent"
 log = logs.get("agent")
 
 
-def wall_clock_ms() -> int:
-    """Milliseconds since the epoch, now."""
-    return time.time_ns() // 1_000_000
-
-
 class Agent:
     """The leased tick. `clock` gives the wall time in milliseconds."""
 
@@ -35,7 +30,7 @@ class Agent:
         deps: Deps,
         owner: str,
         lease_ms: int,
-        clock: Callable[[], int] = wall_clock_ms,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._store = store
         self._deps = deps

@@ -9,14 +9,6 @@ from trimtab.events.types import Inference, InferenceBatch
 from trimtab.settings import KafkaSettings
 
 
-def client_options(kafka: KafkaSettings) -> dict[str, Any]:
-    """Options of a kafka-python client after the settings."""
-    options: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap, **kafka.client}
-    if kafka.version:
-        options["api_version"] = kafka.version
-    return options
-
-
 def topics_of(kafka: KafkaSettings, timeout_s: float = 5.0) -> set[str]:
     """Names of the broker's topics. Raises TrimtabError when it does not answer."""
     from kafka import KafkaConsumer
@@ -27,7 +19,7 @@ def topics_of(kafka: KafkaSettings, timeout_s: float = 5.0) -> set[str]:
             **{
                 "request_timeout_ms": round(timeout_s * 1000),
                 "bootstrap_timeout_ms": round(timeout_s * 1000),
-                **client_options(kafka),
+                **kafka.client_options(),
             }
         )
         try:
@@ -52,7 +44,7 @@ def sample_inferences(
 
     if topic not in topics_of(kafka):
         raise TrimtabError(f"There is no topic {topic!r} at {kafka.bootstrap}. Correct the name.")
-    options = {**client_options(kafka), "group_id": None, "enable_auto_commit": False}
+    options = {**kafka.client_options(), "group_id": None, "enable_auto_commit": False}
     consumer = KafkaConsumer(**options)
     found: list[Inference] = []
     try:

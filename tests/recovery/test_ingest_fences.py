@@ -19,7 +19,7 @@ from trimtab.events.types import Inference, InferenceBatch, Label, Resource, Res
 from trimtab.monitor import partition as partition_module
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
-from trimtab.monitor.source import Partition
+from trimtab.source import Partition
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.labels import window_performance

@@ -10,7 +10,7 @@ from trimtab.archive.app import Archive
 from trimtab.artifacts import FeatureSpec
 from trimtab.contracts.model import Contract, Feature, Labels, Prediction, Retraining, Source
 from trimtab.events.types import Inference, Label
-from trimtab.monitor.source import Partition
+from trimtab.source import Partition
 from trimtab.store.engine import open_store
 from trimtab.store.migrate import upgrade
 from trimtab.testing.log import MemoryLog, MemorySource

@@ -9,7 +9,7 @@ from trimtab.archive import app
 from trimtab.archive.app import Archive
 from trimtab.archive.tables import feature_column
 from trimtab.events.types import Inference, InferenceBatch, Label
-from trimtab.monitor.source import Partition
+from trimtab.source import Partition
 from trimtab.store.archive import files_of
 from trimtab.store.engine import open_store
 from trimtab.store.ledger import ledger

@@ -12,8 +12,8 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from trimtab.api.auth import Asked, allow
-from trimtab.api.clock import now_ms
 from trimtab.api.routes import Key
+from trimtab.clock import now_ms
 from trimtab.contracts.model import duration_ms
 from trimtab.records import Alert, Role
 from trimtab.store import agent, alerts, keys

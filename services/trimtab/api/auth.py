@@ -14,7 +14,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
 from litestar.handlers import BaseRouteHandler
 
-from trimtab.api.clock import now_ms
+from trimtab.clock import now_ms
 from trimtab.records import Role
 from trimtab.store import keys
 from trimtab.store.engine import Store

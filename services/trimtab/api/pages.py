@@ -18,8 +18,8 @@ from litestar.response import Redirect, Template
 from trimtab import __version__
 from trimtab.api.acts import who
 from trimtab.api.auth import COOKIE, Asked, allow
-from trimtab.api.clock import now_ms
 from trimtab.api.reports import Reports
+from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError
 from trimtab.records import Role
 from trimtab.store import agent, alerts, keys, overview, verdicts

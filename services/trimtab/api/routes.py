@@ -17,8 +17,8 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from msgspec import Struct
 
 from trimtab.api.auth import Asked, allow
-from trimtab.api.clock import now_ms
 from trimtab.api.series import Series, series
+from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.records import Alert, Role, Rollout, Run, Transition, Verdict
 from trimtab.store import agent, models, overview, verdicts

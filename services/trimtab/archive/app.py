@@ -8,8 +8,6 @@ again and read from its stored offset. While the store or the disk is away nothi
 and polling goes on so that the group keeps us.
 """
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
 from trimtab.archive.writer import Pending, write_files
+from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import DecodeError, Role, batch_rows, decode
 from trimtab.events.types import Inference, InferenceBatch, Label
-from trimtab.monitor.source import KafkaPythonSource, Lost, Partition, Polled, Record, Source
 from trimtab.settings import Settings
+from trimtab.source import KafkaPythonSource, Lost, Partition, Polled, Record, Source
 from trimtab.store.archive import commit_files
 from trimtab.store.engine import Store, open_store
+from trimtab.store.leases import owner_name
 from trimtab.store.ledger import Advance, Claim, Sight, claim, seen
 from trimtab.store.migrate import upgrade
 
@@ -139,7 +139,7 @@ class Archive:
             partition=partition.partition,
             owner=self._owner,
             beginning_offset=self._source.beginning(partition),
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
         )
         self._claims[partition] = claimed
         self._pending[partition] = Pending(claimed.next_offset, claimed.next_offset)
@@ -165,7 +165,7 @@ class Archive:
         if polled.records and polled.records[0].offset < pending.next_offset:
             return  # fetched before a seek
         if pending.next_offset == pending.from_offset:
-            pending.since_ms = _now_ms()
+            pending.since_ms = now_ms()
         role = self._roles[partition.topic]
         for record in polled.records:
             for event in _events(record, role):
@@ -175,10 +175,10 @@ class Archive:
         pending.next_offset = polled.next_offset
 
     def _flush_due(self) -> None:
-        now_ms = _now_ms()
+        at_ms = now_ms()
         for partition, pending in list(self._pending.items()):
             waiting = pending.next_offset > pending.from_offset
-            old = now_ms - pending.since_ms >= self._flush_s * 1000
+            old = at_ms - pending.since_ms >= self._flush_s * 1000
             full = pending.rows >= self._flush_rows or pending.value_bytes >= _FLUSH_BYTES
             if waiting and (old or full):
                 self._flush(partition)
@@ -217,7 +217,7 @@ class Archive:
             labels=sum(file.rows for file in files if file.kind == "label"),
         )
         with self._store.write() as connection:
-            commit_files(connection, claimed.partition_id, claimed.epoch, step, files, _now_ms())
+            commit_files(connection, claimed.partition_id, claimed.epoch, step, files, now_ms())
 
     def _show_life(self) -> None:
         if time.monotonic() - self._seen_s < _SEEN_EVERY_S:
@@ -229,7 +229,7 @@ class Archive:
             caught_up = position is not None and end is not None and position >= end
             sights.append(Sight(claimed.partition_id, claimed.epoch, end, caught_up))
         try:
-            gone = set(seen(self._store, sights, _now_ms())) if sights else set()
+            gone = set(seen(self._store, sights, now_ms())) if sights else set()
         except SQLAlchemyError as error:
             self._wait("the store does not answer", error)
             return
@@ -262,12 +262,7 @@ def run_archive(
     roles: dict[str, Role] = dict.fromkeys(kafka.inference_topics, "inference")
     roles |= dict.fromkeys(kafka.label_topics, "labels")
     source = KafkaPythonSource(
-        {
-            "bootstrap_servers": kafka.bootstrap,
-            "api_version": kafka.version,
-            **kafka.client,
-            **kafka.consumer,
-        },
+        kafka.consumer_options(),
         settings.archive.group,
         cluster_identity=kafka.identity,
     )
@@ -276,7 +271,7 @@ def run_archive(
         source,
         settings.archive.dir,
         roles,
-        owner=f"{socket.gethostname()}-{os.getpid()}",
+        owner=owner_name(),
         flush_rows=settings.archive.flush_rows,
         flush_s=settings.archive.flush_s,
     )
@@ -288,7 +283,3 @@ def run_archive(
         archive.step()
     archive.close()
     store.close()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

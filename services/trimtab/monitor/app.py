@@ -6,26 +6,24 @@ fails is logged, counted and started again with a growing pause; none ever ends 
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 from trimtab import logs
 from trimtab.alerts.delivery import KafkaPublisher, Relay, WebhookTarget
+from trimtab.clock import now_ms
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import DAY_MS, HOUR_MS, Housekeeping, Retention
-from trimtab.monitor.ingest import Ingest, clock_ms
+from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.metrics import METRICS
-from trimtab.monitor.source import KafkaPythonSource, SourceError
 from trimtab.settings import Settings
+from trimtab.source import KafkaPythonSource, SourceError
 from trimtab.store.engine import Store, open_store
+from trimtab.store.leases import owner_name
 
 log = logs.get("monitor")
 
@@ -43,7 +41,7 @@ class Worker(threading.Thread):
         name: str,
         make: Callable[[], tuple[Callable[[int], int], Callable[[], None]]],
         stop: threading.Event,
-        now_ms: Callable[[], int] = clock_ms,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         """`make` returns (tick, close); it is called again after every failure."""
         super().__init__(name=f"trimtab-{name}", daemon=True)
@@ -96,21 +94,13 @@ def roles_of(settings: Settings) -> dict[str, Role]:
     return roles
 
 
-def client_options(settings: Settings) -> dict[str, Any]:
-    """Return the options every Kafka client of this process shares."""
-    options: dict[str, Any] = {"bootstrap_servers": settings.kafka.bootstrap}
-    if settings.kafka.version is not None:
-        options["api_version"] = settings.kafka.version
-    return options | settings.kafka.client
-
-
 def open_source(settings: Settings) -> KafkaPythonSource:
     """Connect to Kafka. Raises SourceError when no broker answers."""
     from kafka.errors import KafkaError
 
     try:
         return KafkaPythonSource(
-            client_options(settings) | settings.kafka.consumer,
+            settings.kafka.consumer_options(),
             settings.kafka.group,
             settings.monitor.poll_records,
             settings.kafka.identity,
@@ -120,11 +110,6 @@ def open_source(settings: Settings) -> KafkaPythonSource:
             f"No Kafka broker answers at {settings.kafka.bootstrap} ({error!r}). Check kafka.bootstrap "
             "(`trimtab config show`) and that the broker runs."
         ) from error
-
-
-def owner_name() -> str:
-    """Return a name for this process that no other process shares, not even after a restart."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Event) -> list[Worker]:

@@ -27,8 +27,8 @@ from trimtab.monitor.columns import (
     concatenate,
     object_array,
 )
-from trimtab.monitor.source import Record
 from trimtab.monitor.views import ModelView, Views
+from trimtab.source import Record
 from trimtab.stats.cuts import category_key, numeric_column
 from trimtab.store.ledger import ClassKey
 from trimtab.windows.ids import Hashes, id_hashes

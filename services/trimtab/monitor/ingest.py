@@ -16,12 +16,13 @@ from msgspec import Struct, field
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
-from trimtab.monitor.source import Lost, Partition, Polled, Record, Source
 from trimtab.monitor.views import ModelView
+from trimtab.source import Lost, Partition, Polled, Record, Source
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
@@ -38,11 +39,6 @@ CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
 POLL_S = 0.2
-
-
-def clock_ms() -> int:
-    """Return now, in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 class _Buffer(Struct):
@@ -114,7 +110,7 @@ class Ingest:
         flush_rows: int = 20_000,
         flush_s: float = 1.0,
         shards: int = 1,
-        now_ms: Callable[[], int] = clock_ms,
+        now_ms: Callable[[], int] = now_ms,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.source, self.roles, self.owner = store, source, dict(roles), owner

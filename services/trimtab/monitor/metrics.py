@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 if TYPE_CHECKING:
     from trimtab.monitor.partition import Flush
-    from trimtab.monitor.source import Partition
+    from trimtab.source import Partition
 
 
 class Metrics:

@@ -26,8 +26,8 @@ from trimtab.monitor.decode import (
     prediction_values,
 )
 from trimtab.monitor.sampling import Sampler
-from trimtab.monitor.source import Record
 from trimtab.monitor.views import ModelView, Views
+from trimtab.source import Record
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes

@@ -303,10 +303,9 @@ def run_serve(
     kafka = settings.kafka
 
     def consumer() -> KafkaConsumer:
-        options = {"bootstrap_servers": kafka.bootstrap, "group_id": None, **kafka.client}
-        if kafka.version:
-            options["api_version"] = kafka.version
-        return KafkaConsumer(**options, enable_auto_commit=False)
+        # Of its own, without a group: every instance reads every split.
+        own = {"group_id": None, "enable_auto_commit": False}
+        return KafkaConsumer(**kafka.client_options(), **own)
 
     follower = TrafficFollower(server.table, kafka.topic("traffic"), consumer)
     server.host.start()

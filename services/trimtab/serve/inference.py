@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from msgspec import Struct
 
+from trimtab.clock import now_ms
 from trimtab.errors import TrimtabError
 from trimtab.events.types import Status, Traffic, TrafficArm
 from trimtab.serve.arms import assign
@@ -49,7 +50,7 @@ class Inference:
     ) -> None:
         self._table = table
         self._host = host
-        self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
+        self._clock_ms = clock_ms or now_ms
         self._served: Counter[tuple[str, int, str, str]] = Counter()
         self._lock = threading.Lock()
 

@@ -4,6 +4,10 @@ A holder passes its token to every write that must not come from an owner of the
 calls `check` in its own transaction.
 """
 
+import os
+import socket
+import uuid
+
 from msgspec import Struct
 from sqlalchemy import Connection, select, update
 
@@ -20,6 +24,11 @@ class Lease(Struct, frozen=True):
     owner: str
     token: int
     expires_ms: int
+
+
+def owner_name() -> str:
+    """Return a name for this process that no other process shares, not even after a restart."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def acquire(store: Store, name: str, owner: str, now_ms: int, hold_ms: int) -> Lease | None:

@@ -167,7 +167,7 @@ row_classes = Table(  # both ledgers: what became of each row and label
     Column("count", BigInteger, nullable=False),
 )
 
-losses = Table(  # offsets the log had dropped before they were read, and when their records were made
+losses = Table(  # offsets that the log had dropped unread, and when their records were made
     "losses",
     metadata,
     Column("partition_id", ForeignKey("partitions.id"), primary_key=True),

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from trimtab.events.cloudevents import encode_structured
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource
-from trimtab.monitor.source import Identity, Lost, Partition, Polled, Record
+from trimtab.source import Identity, Lost, Partition, Polled, Record
 
 
 class MemoryRecord(Struct, frozen=True):

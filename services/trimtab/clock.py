@@ -1,4 +1,4 @@
-"""Where the API reads the clock."""
+"""Where processes read the wall clock. Below them time is an argument."""
 
 import time
 
