@@ -139,7 +139,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
                 title="The camera is repaired as the canary starts",
                 link="rollback: the worse challenger was not rolled back",
                 over=lambda seen: _rollout_in(seen, RolloutState.ROLLED_BACK),
-                limit_s=120,
+                limit_s=240,
                 lens=CLEAN,
                 pool="late",
             ),
