@@ -95,6 +95,17 @@ def test_every_event_is_in_one_file_of_its_model_and_kind(world):
     assert (world.entry().rows, world.entry(LABELS).labels, world.problems()) == (6, 5, [])
 
 
+def test_a_model_whose_name_is_too_long_for_a_folder_is_archived_all_the_same(world):
+    long, other = "模" * 200, "模" * 199 + "x"
+    for name in (long, other):
+        world.log.send(ROWS, inference(1, model=name), T0)
+    archive, _ = world.archive()
+    archive.step()
+    assert world.archived(model=long) == world.archived(model=other) == ["i1"]
+    assert world.files(model=long)[0].path != world.files(model=other)[0].path
+    assert world.problems() == []
+
+
 def test_gaps_losses_and_what_cannot_be_decoded_are_in_the_ledger(world):
     world.log.send(ROWS, inference(0), T0)
     world.log.skip(ROWS, 3)

@@ -19,6 +19,8 @@ from trimtab.archive.tables import Row, inference_table, label_table
 from trimtab.events.types import Inference, Label, time_ms
 from trimtab.store.archive import ArchiveFile
 
+FOLDER_CHARS_MAX = 180
+
 
 class Pending(Struct):
     """What one partition has brought since its last commit."""
@@ -54,7 +56,7 @@ def write_files(directory: Path, partition_id: int, pending: Pending) -> list[Ar
     ]
     files = []
     for kind, model, times, table in tables:
-        folder = directory / kind / f"model={quote(model, safe='')}"
+        folder = directory / kind / folder_name(model)
         path, sha256 = _write(folder, table)
         times_ms = [time_ms(time) for time in times]
         files.append(
@@ -72,6 +74,18 @@ def write_files(directory: Path, partition_id: int, pending: Pending) -> list[Ar
             )
         )
     return files
+
+
+def folder_name(model: str) -> str:
+    """Return the name of a model's folder: `model=NAME`, percent-encoded.
+
+    A name that gets too long for a file system (255 bytes) is cut and ends in its SHA-256: a folder
+    that cannot be made would stop the partition for ever. Readers go by the manifest, not by names.
+    """
+    name = f"model={quote(model, safe='')}"
+    if len(name) <= FOLDER_CHARS_MAX:
+        return name
+    return f"{name[:FOLDER_CHARS_MAX]}-{hashlib.sha256(model.encode()).hexdigest()}"
 
 
 def _write(directory: Path, table: Any) -> tuple[Path, str]:
