@@ -22,10 +22,16 @@ log = logging.getLogger(__name__)
 POLL_FETCH_BYTES = 2 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 RETRY_S = 0.2
+ASK_LIMIT_MS = 10_000
+"""How long a question to the broker may hold up the loop."""
 
 
 class SourceError(TrimtabError):
     """The log cannot be read as configured; the text says what to change."""
+
+
+class SourceAwayError(TrimtabError):
+    """The log cannot be asked now; the caller asks again later."""
 
 
 class Partition(NamedTuple):
@@ -100,13 +106,13 @@ class Source(Protocol):
         """Deliver again."""
 
     def beginning(self, partition: Partition) -> int:
-        """Return the first offset that the log still holds."""
+        """Return the first offset that the log still holds. Raises SourceAwayError."""
 
     def progress(self, partition: Partition) -> tuple[int | None, int | None]:
         """Return (position, end of the log) as last seen, without asking the broker."""
 
     def identity(self, topic: str) -> Identity:
-        """Return the identity of the topic's offsets."""
+        """Return the identity of the topic's offsets. Raises SourceAwayError."""
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Tell the broker how far we are, for lag tools. Never raises, never waits."""
@@ -217,7 +223,11 @@ class KafkaPythonSource:
     def _lost(self, wanted: Mapping[Any, int]) -> list[Lost]:
         lost = []
         for key, offset in wanted.items():
-            beginning = self._consumer.beginning_offsets([key])[key]
+            try:
+                beginning = self.beginning(Partition(*key))
+            except SourceAwayError as error:  # its position stays, so the next poll meets it again
+                log.warning("%s", error)
+                continue
             if beginning <= offset:
                 raise SourceError(
                     f"{key.topic}[{key.partition}] ends before offset {offset}, where the ledger "
@@ -241,9 +251,17 @@ class KafkaPythonSource:
         self._consumer.resume(*map(_key, partitions))
 
     def beginning(self, partition: Partition) -> int:
-        """Return the first offset that the log still holds."""
+        """Return the first offset that the log still holds. Raises SourceAwayError."""
+        from kafka.errors import KafkaError
+
         key = _key(partition)
-        return int(self._consumer.beginning_offsets([key])[key])
+        try:
+            return int(self._consumer.beginning_offsets([key], timeout_ms=ASK_LIMIT_MS)[key])
+        except KafkaError as error:
+            raise SourceAwayError(
+                f"The broker does not say where {partition.topic}[{partition.partition}] begins "
+                f"({error!r}). It is asked again; check the broker if this stays."
+            ) from error
 
     def progress(self, partition: Partition) -> tuple[int | None, int | None]:
         """Return (position, end of the log) as last seen."""
@@ -254,7 +272,20 @@ class KafkaPythonSource:
         return state.position.offset, state.highwater
 
     def identity(self, topic: str) -> Identity:
-        """Return the identity of the topic's offsets."""
+        """Return the identity of the topic's offsets. Raises SourceAwayError while it is unknown.
+
+        An identity made up for the time being would start a second ledger and count all rows again.
+        """
+        from kafka.errors import KafkaError
+
+        try:
+            known = self._consumer.partitions_for_topic(topic)
+        except KafkaError as error:
+            raise SourceAwayError(
+                f"The broker does not describe {topic} ({error!r}). It is asked again."
+            ) from error
+        if not known:
+            raise SourceAwayError(f"The broker does not describe {topic} yet. It is asked again.")
         cluster = self._consumer._cluster  # noqa: SLF001 - no public name for either id
         topic_id = cluster.topic_id(topic)
         return Identity(

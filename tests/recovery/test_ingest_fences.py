@@ -4,7 +4,7 @@ import random
 
 import pytest
 from sqlalchemy import delete, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 
 from trimtab.contracts.model import (
     Contract,
@@ -19,7 +19,7 @@ from trimtab.events.types import Inference, InferenceBatch, Label, Resource, Res
 from trimtab.monitor import partition as partition_module
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
-from trimtab.source import Partition
+from trimtab.source import Partition, SourceAwayError
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.labels import window_performance
@@ -29,6 +29,7 @@ from trimtab.store.panes import arm_counts, pane_times, window_resources, window
 from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
+from trimtab.windows.ids import id_hashes
 
 T0 = 1_700_000_000_000
 IN, LABELS, RESOURCES = Partition("in", 0), Partition("labels", 0), Partition("resources", 0)
@@ -282,6 +283,65 @@ def test_a_message_that_breaks_counting_itself_is_found_and_rejected(store, log,
     classes = entry(store).classes
     assert classes["row", "rejected", "internal_error"] == 1
     assert entry(store).unit("row")["counted"] == 20
+    assert_balanced(store)
+
+
+def test_a_value_that_the_store_refuses_is_rejected_and_does_not_look_like_an_outage(
+    store, log, monkeypatch
+):
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.write_run
+
+    def refuses(connection, *, run, **place):
+        if int(id_hashes(["id7"])[0]) in run.hashes.tolist():
+            raise DataError(
+                "insert", {}, Exception("value too long for type character varying(40)")
+            )
+        real(connection, run=run, **place)
+
+    monkeypatch.setattr(partition_module, "write_run", refuses)
+    ingest = member(store, log, IN)
+    for _ in range(60):
+        ingest.step(0)
+    assert ingest.counters["store_errors"] == 0
+    assert entry(store).classes["row", "rejected", "internal_error"] == 1
+    assert entry(store).unit("row")["counted"] == 20
+    assert_balanced(store)
+
+
+def test_a_broker_that_is_away_at_the_claim_is_asked_again(store, log, monkeypatch):
+    send_rows(log, [row(i) for i in range(5)])
+    ingest = member(store, log, IN)
+    with monkeypatch.context() as patch:
+
+        def away(_partition):
+            raise SourceAwayError("no broker")
+
+        patch.setattr(ingest.source, "beginning", away)
+        for _ in range(4):
+            ingest.step(0)
+        assert not ingest.owned
+        assert ingest.counters["source_away"] > 1
+    drain(ingest)
+    assert whole(store).state.rows == 5
+
+
+def test_a_loss_touches_no_window_before_the_last_record_that_was_read(store, log):
+    hour = 3_600_000
+    ingest = member(store, log, IN)
+    send_rows(log, [row(0)])
+    drain(ingest)
+    send_rows(log, [row(i, at=T0 + hour + i) for i in range(1, 11)])
+    drain(ingest)  # the same owner, long after its claim
+    send_rows(log, [row(i, at=T0 + 2 * hour + i) for i in range(11, 20)])
+    log.drop_before(IN, 15)
+    drain(ingest)
+    assert entry(store).lost == 4
+    with store.read() as connection:
+        assert window_state(connection, "m", T0, T0 + 10_000).lost == 0
+        assert window_state(connection, "m", T0 + 2 * hour, T0 + 2 * hour + 10_000).lost == 4
     assert_balanced(store)
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
@@ -23,7 +22,15 @@ from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import DecodeError, Role, batch_rows, decode
 from trimtab.events.types import Inference, InferenceBatch, Label
 from trimtab.settings import Settings
-from trimtab.source import KafkaPythonSource, Lost, Partition, Polled, Record, Source
+from trimtab.source import (
+    KafkaPythonSource,
+    Lost,
+    Partition,
+    Polled,
+    Record,
+    Source,
+    SourceAwayError,
+)
 from trimtab.store.archive import commit_files
 from trimtab.store.engine import Store, open_store
 from trimtab.store.leases import owner_name
@@ -122,7 +129,7 @@ class Archive:
         for partition in sorted(self._assigned_now - self._claims.keys()):
             try:
                 self._claim(partition)
-            except (SQLAlchemyError, KafkaError) as error:
+            except (SQLAlchemyError, SourceAwayError) as error:
                 self._forget(partition)
                 self._wait("a partition cannot be claimed now", error)
                 return

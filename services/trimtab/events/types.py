@@ -22,6 +22,7 @@ ROLLOUT_TYPE = "io.trimtab.rollout.v1"
 
 ID_LENGTH_MAX = 256
 NAME_LENGTH_MAX = 200
+ARM_LENGTH_MAX = 40
 
 TIME_MS_MIN = -2_208_988_800_000
 """1900-01-01: earlier times are taken for mistakes (`bad_time`)."""
@@ -35,6 +36,7 @@ EventTime = (
 
 Id = Annotated[str, Meta(min_length=1, max_length=ID_LENGTH_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+Arm = Annotated[str, Meta(max_length=ARM_LENGTH_MAX)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """An integer that a SQL column holds; JSON alone has no bound."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -78,9 +80,9 @@ class Inference(Struct, frozen=True, omit_defaults=True, kw_only=True):
     attributions: dict[str, float] | None = None
     input_ref: str | None = None
     """URI of the raw image, text or audio, which itself never enters Kafka."""
-    arm: str | None = None
+    arm: Arm | None = None
     """The arm that the request was assigned to, whichever arm answered (see `traffic_revision`)."""
-    served_by: str | None = None
+    served_by: Arm | None = None
     """The arm that answered, where it differs from `arm`."""
     traffic_revision: Int64 | None = None
     sample_rate: Share = 1.0
@@ -107,8 +109,8 @@ class InferenceBatch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     status: list[Status] | None = None
     error: list[str | None] | None = None
     attributes: dict[str, list[str]] = field(default_factory=dict)
-    arm: list[str | None] | None = None
-    served_by: list[str | None] | None = None
+    arm: list[Arm | None] | None = None
+    served_by: list[Arm | None] | None = None
     traffic_revision: list[Int64 | None] | None = None
     sample_rate: Share = 1.0
 

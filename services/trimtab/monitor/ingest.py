@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct, field
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
@@ -22,7 +22,7 @@ from trimtab.events.cloudevents import Role
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
-from trimtab.source import Lost, Partition, Polled, Record, Source
+from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
@@ -191,7 +191,13 @@ class Ingest:
             return
         self.knowledge.refresh()
         for partition in due:
-            self._claim(partition)
+            try:
+                self._claim(partition)
+            except SourceAwayError as error:
+                self._claim_at_s[partition] = self._monotonic() + CLAIM_AGAIN_S
+                self.counters["source_away"] += 1
+                log.warning("%s", error)
+                return  # the others would wait for the same broker; polling goes on meanwhile
             del self._claim_at_s[partition]
 
     def _claim(self, partition: Partition) -> None:
@@ -279,6 +285,9 @@ class Ingest:
                 self.counters["conflicts"] += 1
                 log.info("%s", error)
                 self._drop_and_claim_again(partition, CLAIM_AGAIN_S)
+            except (DataError, IntegrityError) as error:
+                # The store answers and refuses a value: waiting for it would wait for ever.
+                self._counting_failed(partition, owned, error)
             except SQLAlchemyError:
                 raise
             except Exception as error:  # noqa: BLE001 - no payload may stop its partition

@@ -104,6 +104,7 @@ class OwnedPartition:
         self.store, self.claim, self.role, self.shards = store, claim, role, shards
         self.next_offset = claim.next_offset
         self.flush_seq = claim.flush_seq
+        self.record_ms = claim.record_ms
         self.models: dict[str, ModelState] = {}
         self.open: dict[PaneKey, PaneRow] = {}
         self.revisions: dict[str, int] = {}
@@ -181,6 +182,8 @@ class OwnedPartition:
             )
             self._write(connection, flush, views, now_ms)
         self.next_offset = next_offset
+        if flush.record_ms is not None:
+            self.record_ms = flush.record_ms
         self._evict()
         return flush
 
@@ -200,7 +203,7 @@ class OwnedPartition:
                 now_ms,
             )
             ledger.add_loss(
-                connection, pid, self.next_offset, beginning, self.claim.record_ms, now_ms
+                connection, pid, self.next_offset, beginning, self.record_ms, now_ms
             )
         self.next_offset = beginning
         self.has_losses = True
