@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.settings import KafkaSettings
 from trimtab.store.engine import Store
 from trimtab.store.ledger import ledger
-from trimtab.store.settled import under_way
 
 AHEAD_EVENTS = 4_000
 """Events sent but not read on the embedded broker; it drops a partition's oldest past 5 MB."""
@@ -26,11 +24,8 @@ def end_offsets(kafka: KafkaSettings) -> Ends:
     from kafka import KafkaConsumer, TopicPartition
     from kafka.errors import KafkaError
 
-    options: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap, **kafka.client}
-    if kafka.version:
-        options["api_version"] = kafka.version
     try:
-        consumer = KafkaConsumer(**options)
+        consumer = KafkaConsumer(**kafka.client_options())
         try:
             places = [
                 TopicPartition(topic, partition)
@@ -97,6 +92,8 @@ def wait_until_judged(
     Raises TrimtabError when that takes longer than `limit_s`.
     """
     deadline_s = time.monotonic() + limit_s
+    from trimtab.store.settled import under_way  # SciPy, which `--help` need not wait for
+
     while left := under_way(store, model, ends, now_ms()):
         if time.monotonic() > deadline_s:
             raise TrimtabError(
