@@ -192,6 +192,7 @@ class KafkaPythonSource:
         """Wait for records. Raises SourceError for what no retry mends."""
         from kafka import errors
 
+        self._finish_join()
         try:
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         except errors.OffsetOutOfRangeError as error:
@@ -219,6 +220,17 @@ class KafkaPythonSource:
             after = records[-1].offset + 1
             batches[Partition(*key)] = Polled(records, max(after, position or after), end)
         return batches, []
+
+    def _finish_join(self) -> None:
+        """Let the client complete a join that an earlier poll had no time for.
+
+        kafka-python 3.0.12 goes on with a join only while it finds that one is needed. Where new
+        metadata asked for it, it no longer does once the request is out: if a poll's time then runs
+        out before the answer, the member keeps no partition, sends no heartbeat and is evicted.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - no public name
+        if coordinator is not None and coordinator.rejoining:
+            coordinator.request_rejoin()
 
     def _lost(self, wanted: Mapping[Any, int]) -> list[Lost]:
         lost = []
