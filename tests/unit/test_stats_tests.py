@@ -2,9 +2,10 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency, ks_2samp, wasserstein_distance
+from scipy.stats import binom, chi2_contingency, ks_2samp, wasserstein_distance
 
 from trimtab.stats.aggregate import IncompatibleCuts, observe_categories, observe_numeric
 from trimtab.stats.cuts import CategoryCuts, build_numeric_cuts
@@ -113,9 +114,48 @@ def test_rare_categories_are_merged_until_five_rows_are_expected():
     assert (result.statistic, result.p_value) == (0.0, 1.0)
 
 
-def test_a_rest_that_is_too_small_joins_the_smallest_large_bin():
-    result = chi_square(*classes("a" * 70 + "b" * 30, "a" * 70 + "b" * 29 + "c", "abc"))
-    assert result.degrees_of_freedom == 1
+def counted(cuts, rows):
+    """A state with these counts of the cuts' categories, then `unseen`."""
+    state = observe_categories(cuts, [])
+    counts = list(state.counts)
+    counts[: len(rows) - 1] = rows[:-1]
+    counts[-2] = rows[-1]
+    return msgspec.structs.replace(state, counts=type(state.counts)(counts))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_half_of_a_window_unseen_shows_beside_a_reference_of_any_size(swapped):
+    cuts = CategoryCuts(("a", "b"))
+    window, reference = counted(cuts, [100, 0, 100]), counted(cuts, [16_800, 16_800, 0])
+    sides = (reference, window) if swapped else (window, reference)
+    result = chi_square(cuts, *sides)
+    assert result.p_value < 1e-100
+    assert result.total_variation == pytest.approx(0.5)
+    assert result.cramers_v > 0.5
+    all_new = chi_square(cuts, counted(cuts, [0, 0, 3]), reference)
+    assert all_new is not None
+
+
+def test_a_rest_too_small_for_chi_square_is_tested_by_its_exact_tail():
+    cuts = CategoryCuts(("a", "b"))
+    window, reference = counted(cuts, [50, 49, 1]), counted(cuts, [10_000, 10_000, 3])
+    result = chi_square(cuts, window, reference)
+    assert result.degrees_of_freedom == 1  # a and b; the rest stands by itself
+    tail = binom.sf(0, 4, 100 / 20_103)
+    assert result.p_value == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_without_a_change_rare_categories_keep_the_level_of_chi_square():
+    random = np.random.default_rng(31)
+    cuts = CategoryCuts(tuple(f"k{i}" for i in range(12)))
+    shares = np.array([0.5, 0.3, 0.197, *[0.003 / 10] * 10])
+    low = 0
+    for _ in range(3_000):
+        window, reference = random.multinomial(200, shares), random.multinomial(20_000, shares)
+        result = chi_square(cuts, counted(cuts, window), counted(cuts, reference))
+        assert result.degrees_of_freedom == 2
+        low += result.p_value <= 0.05
+    assert low / 3_000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 3_000)
 
 
 def test_numbers_merge_with_their_neighbours():

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtrc, ndtri
-from scipy.stats import kstwo
+from scipy.stats import binom, kstwo
 
 from trimtab.stats.aggregate import FeatureState, IncompatibleCuts, finite_rows, mean_sd
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, NumericCuts
@@ -45,9 +45,9 @@ class KsResult(msgspec.Struct, frozen=True):
 
 
 class ChiSquareResult(msgspec.Struct, frozen=True):
-    """Two-sample chi-square after merging; effect sizes from the same merged bins.
+    """Two-sample chi-square after merging; effect sizes from the merged bins, the rest among them.
 
-    `cramers_v` = sqrt(statistic / (n + N)); `total_variation` = half the sum of |p - g|.
+    `cramers_v` = sqrt(X² / (n + N)); `total_variation` = half the sum of |p - g|.
     """
 
     statistic: float
@@ -201,32 +201,35 @@ def effect_binned(
 # --- any feature --------------------------------------------------------------------------------
 
 
-def _merge_to_expected(c: Ints, r: Ints, *, ordered: bool) -> tuple[Ints, Ints]:
-    """Merge bins until each expects LEAST_EXPECTED rows on the smaller side.
+def _merge_neighbours(c: Ints, r: Ints) -> tuple[Ints, Ints]:
+    """Merge ordered bins to the right until each expects LEAST_EXPECTED rows on the smaller side.
 
-    Ordered bins join their neighbour to the right (the rest joins the last group). Unordered ones that
-    expect too few become one; that one may expect less itself, down to LEAST_POOLED (Cochran 1954 allows
-    it), because joining it to a common category can cancel the very change it shows.
+    What is left over joins the last group.
     """
     total = c + r
     expected = total * (min(int(c.sum()), int(r.sum())) / int(total.sum()))
-    if not ordered:
-        small = expected < LEAST_EXPECTED
-        group = np.where(small, 0, np.cumsum(~small))
-        pooled = float(expected[small].sum())
-        if 0 < pooled < LEAST_POOLED and not small.all():
-            # The rest is itself too small: it joins the smallest bin that is large enough.
-            group[small] = group[np.where(small, np.inf, expected).argmin()]
-    else:
-        group = np.zeros(total.size, dtype=np.int64)
-        current, mass = 0, 0.0
-        for k, mass_k in enumerate(expected):
-            group[k] = current
-            mass += mass_k
-            if mass >= LEAST_EXPECTED:
-                current, mass = current + 1, 0.0
-        group[group == current] = max(0, current - 1)  # what is left over joins the last full group
+    group = np.zeros(total.size, dtype=np.int64)
+    current, mass = 0, 0.0
+    for k, mass_k in enumerate(expected):
+        group[k] = current
+        mass += mass_k
+        if mass >= LEAST_EXPECTED:
+            current, mass = current + 1, 0.0
+    group[group == current] = max(0, current - 1)
     return _sum_by(group, c), _sum_by(group, r)
+
+
+def _pool_rare(c: Ints, r: Ints) -> tuple[Ints, Ints, float]:
+    """Make one rest, the first bin, of the categories that expect less than LEAST_EXPECTED rows.
+
+    Returns the merged counts and what the rest expects on the smaller side; all of it when no category
+    is large enough. Joining the rest to a common category could cancel the very change it shows.
+    """
+    total = c + r
+    expected = total * (min(int(c.sum()), int(r.sum())) / int(total.sum()))
+    small = expected < LEAST_EXPECTED
+    group = np.where(small, 0, np.cumsum(~small))
+    return _sum_by(group, c), _sum_by(group, r), float(expected[small].sum())
 
 
 def _sum_by(group: npt.NDArray[np.intp] | Ints, counts: Ints) -> Ints:
@@ -235,27 +238,48 @@ def _sum_by(group: npt.NDArray[np.intp] | Ints, counts: Ints) -> Ints:
     return summed
 
 
+def _pearson(c: Ints, r: Ints) -> tuple[float, int]:
+    """Return X² = sum_b (sqrt(N/n) c_b - sqrt(n/N) r_b)² / (c_b + r_b) and its degrees of freedom."""
+    used = (c + r) > 0
+    c, r = c[used], r[used]
+    n, N = int(c.sum()), int(r.sum())
+    if c.size < 2 or not n or not N:
+        return 0.0, 0
+    return float(np.sum((math.sqrt(N / n) * c - math.sqrt(n / N) * r) ** 2 / (c + r))), c.size - 1
+
+
 def chi_square(cuts: Cuts, window: FeatureState, reference: FeatureState) -> ChiSquareResult | None:
     """Two-sample chi-square on bins merged to at least 5 expected rows. None without rows.
 
-    X² = sum_b (sqrt(N/n) c_b - sqrt(n/N) r_b)² / (c_b + r_b), degrees of freedom bins - 1. `unseen` and
-    `other` are categories like the rest; missing rows and type errors are rates of their own. With one
-    bin left nothing can differ: X² = 0, p = 1.
+    Numbers merge with their neighbours. Rare categories become one rest, which may expect less than 5
+    rows, down to LEAST_POOLED (Cochran 1954 allows it). A rest that expects less is left out of X² and
+    tested by itself: of its t rows, the smaller side's are Binomial(t, min(n, N)/(n + N)) when nothing
+    changed, whatever t is, and the upper tail is exact. Then p = min(1, 2 min(p_chi, p_rest))
+    (Bonferroni; with one of the two tests only, that one's p). `statistic` and `degrees_of_freedom` are of
+    X²; the effect sizes count the rest as a category in any case. `unseen` and `other` are categories
+    like the rest; missing rows and type errors are rates of their own. With one bin nothing can differ:
+    X² = 0, p = 1.
     """
     pair = _pair(cuts, window, reference)
     if pair is None:
         return None
-    c, r = _merge_to_expected(*pair, ordered=isinstance(cuts, NumericCuts))
-    used = (c + r) > 0
-    c, r = c[used], r[used]
-    n, N = int(c.sum()), int(r.sum())
-    statistic = float(np.sum((math.sqrt(N / n) * c - math.sqrt(n / N) * r) ** 2 / (c + r)))
-    dof = c.size - 1
+    n, N = int(pair[0].sum()), int(pair[1].sum())
+    if isinstance(cuts, NumericCuts):
+        c, r = _merge_neighbours(*pair)
+        rest = LEAST_EXPECTED
+    else:
+        c, r, rest = _pool_rare(*pair)
+    apart = 0 < rest < LEAST_POOLED and c.size > 1
+    statistic, dof = _pearson(c[1:], r[1:]) if apart else _pearson(c, r)
+    p_values = [float(chdtrc(dof, statistic))] if dof else []
+    if apart:
+        k, t = int(c[0] if n <= N else r[0]), int(c[0] + r[0])
+        p_values.append(float(binom.sf(k - 1, t, min(n, N) / (n + N))))
     return ChiSquareResult(
-        statistic if dof else 0.0,
+        statistic,
         dof,
-        float(chdtrc(dof, statistic)) if dof else 1.0,
-        math.sqrt(statistic / (n + N)) if dof else 0.0,
+        min(1.0, len(p_values) * min(p_values)) if p_values else 1.0,
+        math.sqrt(_pearson(c, r)[0] / (n + N)),
         float(np.abs(c / n - r / N).sum()) / 2,
         n,
         N,
