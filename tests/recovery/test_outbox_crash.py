@@ -158,7 +158,7 @@ def test_an_evaluator_that_is_killed_and_started_again_and_again_opens_each_aler
     writer = SeriesWriter(store, contract, START)
     writer.fit_cuts({"x": [float(i) for i in range(100)]})
 
-    class KilledError(Exception):
+    class KilledError(BaseException):  # nothing that a loop over models may swallow
         """Stands for SIGKILL just before the commit."""
 
     def kill(_model: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
 from trimtab.alerts.lifecycle import AlertChange, condition_of, next_alerts
@@ -113,11 +114,14 @@ class Evaluator:
                 self._readers.clear()
                 log.info("evaluator_lost_lease", owner=self._owner)
                 return written
-            except TrimtabError as error:
+            except SQLAlchemyError:
+                raise  # the store is away, for every model alike
+            except Exception as error:
                 # One model that cannot be judged must not keep the others from it.
-                if self.failures.get(model) != str(error):
+                said = str(error) if isinstance(error, TrimtabError) else repr(error)
+                if self.failures.get(model) != said:
                     log.exception("evaluation_failed", model=model)
-                self.failures[model] = str(error)
+                self.failures[model] = said
                 self._readers.pop(model, None)
         return written
 
@@ -456,7 +460,7 @@ def _apply_alerts(
     connection: Connection, contract: Contract, verdict: Verdict, verdict_id: int, now_ms: int
 ) -> None:
     """Open, update and resolve alerts by a verdict, and queue what receivers should hear."""
-    held = alerts.open_alerts(connection, verdict.model)
+    held = alerts.open_alerts(connection, verdict.model, lock=True)
     open_conditions = {alert.condition for alert in held}
     alarming = {condition_of(f) for f in verdict.findings if f.outcome is Outcome.ALARM}
     closed = alerts.last_resolved(connection, verdict.model, sorted(alarming - open_conditions))
