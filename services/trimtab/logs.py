@@ -78,6 +78,33 @@ def set_up(
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kafka.cluster").addFilter(_ONCE_PER_TOPIC)
+
+
+class OncePerTopic(logging.Filter):
+    """Lets kafka-python say that a topic is missing once, not with every look at the metadata.
+
+    It says so again when it was quiet for `AGAIN_S`: by then the topic had come and gone.
+    """
+
+    AGAIN_S = 900.0
+    """Above the longest pause of whoever keeps asking (the outbox relay: 300 s)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_s: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is news."""
+        if record.msg != "Topic %s not found in cluster metadata":
+            return True
+        text = record.getMessage()
+        before_s = self._last_s.get(text)
+        self._last_s[text] = record.created
+        return before_s is None or record.created - before_s > self.AGAIN_S
+
+
+_ONCE_PER_TOPIC = OncePerTopic()
 
 
 def _foreign_action(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

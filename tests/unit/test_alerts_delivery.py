@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from trimtab.alerts.delivery import (
     BATCH,
@@ -24,6 +26,7 @@ from trimtab.alerts.delivery import (
 from trimtab.errors import ConflictError
 from trimtab.events.outcomes import read_outcome
 from trimtab.events.types import Traffic, TrafficArm
+from trimtab.logs import OncePerTopic
 from trimtab.store import alerts
 from trimtab.store.agent import set_traffic
 from trimtab.store.engine import open_store
@@ -114,6 +117,82 @@ def test_a_failing_webhook_holds_up_neither_kafka_nor_another_webhook(store):
         ).one()
     assert (row.sent_ms, row.attempts, row.last_error) == (None, 1, "HTTP 500")
     assert row.next_attempt_ms == NOW + 1_000
+
+
+def test_what_piles_up_for_one_receiver_takes_nobody_elses_place(store):
+    for number in range(BATCH + 1):
+        put(store, f"old {number}")
+    put(store, "new", ("kafka", "webhook:good"))
+    recorder = Recorder()
+    recorder.down = True
+    hooks = {"good": WebhookTarget("http://h/good")}
+    relay = Relay(store, recorder, "tt", hooks, send=lambda *_: None)
+    assert relay.deliver(lease_of(store), NOW) == 1, "the webhook hears of it while Kafka is away"
+
+
+def test_a_message_that_the_broker_refuses_waits_by_itself(store):
+    class Picky(Recorder):
+        def publish(self, messages):
+            said = ["too large" if b"huge" in m.value else None for m in messages]
+            self.messages += [m for m, why in zip(messages, said, strict=True) if why is None]
+            return said
+
+    put(store, "huge")
+    put(store, "a")
+    relay = Relay(store, Picky(), "tt")
+    lease = lease_of(store)
+    assert relay.deliver(lease, NOW) == 1
+    put(store, "b")
+    assert relay.deliver(lease, NOW + 1) == 1, "no pause for the others"
+    with store.read() as connection:
+        row = connection.execute(select(deliveries).where(deliveries.c.sent_ms.is_(None))).one()
+    assert (row.attempts, row.last_error) == (1, "too large")
+
+
+def test_a_missing_topic_for_outcomes_is_told_once_and_does_not_hold_up_the_split(store):
+    class NoOutcomes(Recorder):
+        missing = True
+
+        def publish(self, messages):
+            if self.missing and messages[0].topic == "tt.outcomes":
+                return ["KafkaTimeoutError: no such topic"] * len(messages)
+            return super().publish(messages)
+
+    put(store, "a")
+    with store.write() as connection:
+        arm = TrafficArm("champion", "1", 1.0, "/a", "0" * 64)
+        set_traffic(connection, Traffic(model="m", revision=1, salt="s", arms=[arm]), NOW)
+    recorder = NoOutcomes()
+    relay = Relay(store, recorder, "tt")
+    lease = lease_of(store)
+    with capture_logs() as lines:
+        for second in range(0, 100, 10):
+            relay.deliver(lease, NOW + second * 1_000)
+        assert relay.publish_traffic(lease, NOW + 100_000) == 1
+        recorder.missing = False
+        assert relay.deliver(lease, NOW + 1_000_000) == 1
+    said = [(line["event"], line.get("failed_batches")) for line in lines]
+    assert said[0] == ("outbox_not_sent", None)
+    assert [event for event, _ in said] == ["outbox_not_sent", "outbox_sent_again"]
+    assert said[1][1] > 3
+
+
+def test_kafkas_own_line_about_a_missing_topic_is_let_through_once():
+    once = OncePerTopic()
+
+    def line(topic, at_s):
+        text = "Topic %s not found in cluster metadata"
+        record = logging.LogRecord("kafka.cluster", logging.ERROR, "", 0, text, (topic,), None)
+        record.created = at_s
+        return once.filter(record)
+
+    assert [line("a", 0.0), line("a", 1.0), line("b", 1.0), line("a", 300.0)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert line("a", 300.0 + OncePerTopic.AGAIN_S + 1)
 
 
 def test_a_delivery_is_given_up_after_a_day_and_says_why(store):

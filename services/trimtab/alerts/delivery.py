@@ -28,7 +28,7 @@ from trimtab.store.leases import Lease, check
 from trimtab.store.tables import traffic
 
 BATCH = 500
-"""Deliveries per tick."""
+"""Deliveries per receiver and tick."""
 PER_WEBHOOK = 20
 WEBHOOK_TIMEOUT_S = 5.0
 RETRY_FIRST_MS = 1_000
@@ -171,8 +171,9 @@ class Relay:
         self._prefix = prefix
         self._webhooks = dict(webhooks or {})
         self._send = send
-        self._kafka_failures = 0
-        self._kafka_from_ms = 0
+        # Apart: a missing topic for outcomes must not keep the split from its own.
+        self._outcomes = _Channel("outcomes")
+        self._traffic = _Channel("traffic")
 
     def deliver(self, lease: Lease, now_ms: int) -> int:
         """Send due outbox rows; return how many arrived."""
@@ -185,14 +186,18 @@ class Relay:
         return arrived
 
     def _to_kafka(self, due: Sequence[Delivery], lease: Lease, now_ms: int) -> int:
-        if not due or now_ms < self._kafka_from_ms:
+        if not due or now_ms < self._outcomes.from_ms:
             return 0
         failures = self._publisher.publish([self._message(d) for d in due])
         sent = [d for d, failure in zip(due, failures, strict=True) if failure is None]
         with self._store.write() as connection:
             check(connection, lease)
             mark_sent(connection, sent, now_ms)
-        self._note_kafka(next((f for f in failures if f is not None), None), now_ms)
+            if sent:  # the broker takes messages: what it refused waits by itself, nobody behind it
+                for delivery, failure in zip(due, failures, strict=True):
+                    if failure is not None:
+                        mark_failed(connection, delivery, failure, _next(delivery, now_ms))
+        self._outcomes.note(None if sent else failures[0], now_ms)
         return len(sent)
 
     def _message(self, delivery: Delivery) -> Message:
@@ -202,15 +207,6 @@ class Relay:
             delivery.body.encode(),
             [("content-type", STRUCTURED_CONTENT_TYPE)],
         )
-
-    def _note_kafka(self, failure: str | None, now_ms: int) -> None:
-        """Wait longer after each failed batch: the broker is away for all rows alike."""
-        if failure is None:
-            self._kafka_failures, self._kafka_from_ms = 0, 0
-            return
-        self._kafka_from_ms = now_ms + retry_ms(self._kafka_failures)
-        self._kafka_failures += 1
-        log.warning("outbox_not_sent", receiver=KAFKA, error=failure)
 
     def _to_webhook(self, receiver: str, due: Sequence[Delivery], lease: Lease, now_ms: int) -> int:
         target = self._webhooks.get(receiver.removeprefix("webhook:"))
@@ -237,7 +233,7 @@ class Relay:
 
     def publish_traffic(self, lease: Lease, now_ms: int) -> int:
         """Publish traffic rows that changed or were last sent a minute ago; return how many."""
-        if now_ms < self._kafka_from_ms:
+        if now_ms < self._traffic.from_ms:
             return 0
         with self._store.read() as connection:
             rows = connection.execute(
@@ -267,12 +263,37 @@ class Relay:
                         .where(traffic.c.model == row.model, traffic.c.body == row.body)
                         .values(published_ms=now_ms)
                     )
-        self._note_kafka(next((f for f in failures if f is not None), None), now_ms)
+        self._traffic.note(next((f for f in failures if f is not None), None), now_ms)
         return sum(failure is None for failure in failures)
 
     def close(self) -> None:
         """Close the publisher."""
         self._publisher.close()
+
+
+class _Channel:
+    """One of our topics: since when it fails, and from when it is tried again.
+
+    A failing topic is told once, and once more when it works again: the broker, or the topic, is away
+    for all rows alike.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.failures = 0
+        self.from_ms = 0
+
+    def note(self, failure: str | None, now_ms: int) -> None:
+        """Wait longer after each failed batch."""
+        if failure is not None:
+            if not self.failures:
+                log.warning("outbox_not_sent", receiver=KAFKA, topic=self.topic, error=failure)
+            self.from_ms = now_ms + retry_ms(self.failures)
+            self.failures += 1
+            return
+        if self.failures:
+            log.info("outbox_sent_again", topic=self.topic, failed_batches=self.failures)
+        self.failures = self.from_ms = 0
 
 
 def retry_ms(failures: int) -> int:

@@ -83,26 +83,36 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 def due_deliveries(store: Store, now_ms: int, limit: int) -> list[Delivery]:
-    """Return deliveries that are not sent and due, oldest first."""
+    """Return deliveries that are not sent and due: at most `limit` per receiver, oldest first.
+
+    So what piles up for a receiver that is away takes nobody else's place.
+    """
+    due = deliveries.c.sent_ms.is_(None) & (deliveries.c.next_attempt_ms <= now_ms)
+    found: list[Delivery] = []
     with store.read() as connection:
-        rows = connection.execute(
-            select(
-                deliveries.c.outbox_id,
-                deliveries.c.receiver,
-                deliveries.c.attempts,
-                outbox.c.event_id,
-                outbox.c.topic,
-                outbox.c.key,
-                outbox.c.type,
-                outbox.c.body,
-                outbox.c.created_ms,
+        receivers = connection.scalars(
+            select(deliveries.c.receiver).distinct().where(due).order_by(deliveries.c.receiver)
+        ).all()
+        for receiver in receivers:
+            query = (
+                select(
+                    deliveries.c.outbox_id,
+                    deliveries.c.receiver,
+                    deliveries.c.attempts,
+                    outbox.c.event_id,
+                    outbox.c.topic,
+                    outbox.c.key,
+                    outbox.c.type,
+                    outbox.c.body,
+                    outbox.c.created_ms,
+                )
+                .join(outbox, outbox.c.id == deliveries.c.outbox_id)
+                .where(due, deliveries.c.receiver == receiver)
+                .order_by(deliveries.c.outbox_id)
+                .limit(limit)
             )
-            .join(outbox, outbox.c.id == deliveries.c.outbox_id)
-            .where(deliveries.c.sent_ms.is_(None), deliveries.c.next_attempt_ms <= now_ms)
-            .order_by(deliveries.c.outbox_id, deliveries.c.receiver)
-            .limit(limit)
-        ).mappings()
-        return [Delivery(**row) for row in rows]
+            found += [Delivery(**row) for row in connection.execute(query).mappings()]
+    return found
 
 
 def mark_sent(connection: Connection, sent: Sequence[Delivery], now_ms: int) -> None:
@@ -139,12 +149,20 @@ def _is(delivery: Delivery) -> Any:
 # --- alerts ---------------------------------------------------------------------------------------
 
 
-def open_alerts(source: Store | Connection, model: str | None = None) -> list[Alert]:
-    """Return alerts that are not resolved, oldest first; of one model or of all."""
+def open_alerts(
+    source: Store | Connection, model: str | None = None, *, lock: bool = False
+) -> list[Alert]:
+    """Return alerts that are not resolved, oldest first; of one model or of all.
+
+    `lock` keeps their rows until the caller's transaction ends, so that what a person does to one at
+    the same time is neither missed nor overwritten.
+    """
     query = select(alerts.c.body).where(alerts.c.state != AlertState.RESOLVED)
     if model is not None:
         query = query.where(alerts.c.model == model)
     query = query.order_by(alerts.c.opened_ms, alerts.c.id)
+    if lock:
+        query = query.with_for_update()
     if isinstance(source, Connection):
         return [_alert(body) for body in source.scalars(query)]
     with source.read() as connection:
