@@ -11,6 +11,7 @@ from trimtab.artifacts import FORMAT, FeatureSpec, Manifest, make_signature
 from trimtab.events.types import Traffic, TrafficArm
 from trimtab.serve.app import create_app, derived_features
 from trimtab.serve.arms import assign, place
+from trimtab.serve.host import ModelHost
 from trimtab.serve.inference import Inference, NotServedError
 from trimtab.serve.predictor import Predictor
 from trimtab.serve.traffic import TrafficTable, decode_traffic
@@ -128,6 +129,32 @@ def test_a_newer_split_takes_effect_when_its_arms_can_answer():
     assert not table.offer(split(revision=3)), "an older one cannot come back"
     loaded.add(4)
     assert table.current("m").revision == 4
+
+
+def test_a_split_that_comes_while_the_one_before_takes_effect_is_not_lost():
+    def meanwhile(traffic):
+        if traffic.revision == 4:
+            table.offer(split(revision=5))
+        return True
+
+    table = TrafficTable(settled=meanwhile)
+    table.offer(split(revision=3))
+    table.offer(split(revision=4))
+    table.current("m")
+    assert table.current("m").revision == 5
+
+
+def test_letting_go_of_an_older_split_keeps_what_a_newer_one_wants():
+    host = ModelHost()
+    old, new = split(revision=3), split(revision=4)
+    host.want(old)
+    host._failed = {arm.artifact_sha256: "gone" for arm in old.arms}
+    host.want(
+        msgspec.structs.replace(new, arms=[*new.arms, TrafficArm("x", "9", 0.0, "/x", "f" * 64)])
+    )
+    host._failed = {arm.artifact_sha256: "gone" for arm in old.arms}
+    assert host.settled(old)
+    assert "f" * 64 in host._wanted["m"]
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b'{"data": {}}', b"[1]", b"\xff"])

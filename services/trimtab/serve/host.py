@@ -46,6 +46,8 @@ class ModelHost:
         self._loaded: dict[str, Predictor] = {}
         self._failed: dict[str, str] = {}
         self._wanted: dict[str, set[str]] = {}
+        self._newest: dict[str, int] = {}
+        """Per model, the newest traffic revision that was wanted."""
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[TrafficArm | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
@@ -66,6 +68,7 @@ class ModelHost:
         may have been away.
         """
         with self._lock:
+            self._newest[traffic.model] = traffic.revision
             # The arms before stay as well: they answer until the new ones can.
             self._wanted[traffic.model] = {arm.artifact_sha256 for arm in traffic.arms} | {
                 sha256 for sha256 in self._wanted.get(traffic.model, ()) if sha256 in self._loaded
@@ -85,6 +88,8 @@ class ModelHost:
         if not all(sha256 in self._loaded or sha256 in self._failed for sha256 in arms):
             return False
         with self._lock:
+            if self._newest.get(traffic.model, traffic.revision) > traffic.revision:
+                return True  # a newer record is loading: it says what is kept
             self._wanted[traffic.model] = arms
             keep = set().union(*self._wanted.values())
             self._loaded = {sha: model for sha, model in self._loaded.items() if sha in keep}

@@ -48,8 +48,9 @@ class TrafficTable:
         coming = self._coming.get(model)
         if coming is not None and self._settled(coming):
             with self._lock:
-                self._rows[model] = coming
-                self._coming.pop(model, None)
+                if self._coming.get(model) is coming:  # else a newer one came meanwhile
+                    self._rows[model] = coming
+                    del self._coming[model]
         return self._rows.get(model)
 
     def models(self) -> list[str]:
