@@ -80,8 +80,6 @@ class KafkaSettings(_Section):
     """Default: `{prefix}.inference`."""
     label_topics: tuple[str, ...] = ()
     resource_topics: tuple[str, ...] = ()
-    deadletter: bool = False
-    """Copy undecodable payloads to `{prefix}.deadletter`."""
     client: dict[str, Any] = Field(default_factory=dict)
     """Further options of every Kafka client, such as `security_protocol`."""
     consumer: dict[str, Any] = Field(default_factory=dict)
@@ -150,8 +148,6 @@ class RetentionSettings(_Section):
     """How long states are kept, in a model's event time."""
 
     panes_hours: int = Field(default=48, ge=1)
-    hours_days: int = Field(default=30, ge=1)
-    days_days: int = Field(default=730, ge=1)
     labels_days: int = Field(default=30, ge=1)
     samples_days: int = Field(default=7, ge=1)
     rejected_days: int = Field(default=7, ge=1)
