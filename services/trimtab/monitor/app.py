@@ -23,6 +23,7 @@ from trimtab.monitor.metrics import METRICS
 from trimtab.settings import Settings
 from trimtab.source import KafkaPythonSource, SourceError
 from trimtab.store.engine import Store, open_store
+from trimtab.store.fixed import fix_shards
 from trimtab.store.leases import owner_name
 
 log = logs.get("monitor")
@@ -163,10 +164,12 @@ def retention_of(settings: Settings) -> Retention:
 def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], object]) -> None:
     """Run a monitor until `stop` is set; `ready` is called once it reads. Flushes before it returns.
 
-    Raises SourceError for what no retry mends, such as a missing codec.
+    Raises SourceError for what no retry mends, such as a missing codec, and ConflictError when
+    `monitor.shards` is not the number that the stored labels were sharded by.
     """
     store = open_store(settings.store.url)
     with closing(store):
+        fix_shards(store, settings.monitor.shards, now_ms())
         owner = owner_name()
         ingest = Ingest(
             store,

@@ -529,6 +529,13 @@ leases = Table(
     Column("expires_ms", Ms, nullable=False),
 )
 
+fixed_settings = Table(  # settings that stored data depends on, as they were first used
+    "fixed_settings",
+    metadata,
+    Column("name", String(60), primary_key=True),
+    Column("value", String(200), nullable=False),
+)
+
 api_keys = Table(
     "api_keys",
     metadata,

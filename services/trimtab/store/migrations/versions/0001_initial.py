@@ -111,6 +111,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model", name=op.f("pk_evaluations")),
     )
     op.create_table(
+        "fixed_settings",
+        sa.Column("name", sa.String(length=60), nullable=False),
+        sa.Column("value", sa.String(length=200), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_fixed_settings")),
+    )
+    op.create_table(
         "gated_ranges",
         sa.Column("model", sa.String(length=200), nullable=False),
         sa.Column("run_id", sa.String(length=64), nullable=False),
