@@ -4,17 +4,22 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from trimtab.clock import now_ms
 from trimtab.errors import TrimtabError
 from trimtab.settings import Settings
 
+if TYPE_CHECKING:
+    from trimtab.store.engine import Store
+
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
+CLOCK_APART_MS = 2_000
+"""Leases bear this much; see docs/operations.md."""
 _CODECS = {"lz4": "lz4", "zstandard": "zstd"}
 
 
@@ -94,10 +99,41 @@ def _kafka(settings: Settings) -> Check:
     return Check("Kafka", True, f"{said}; not there yet: {', '.join(missing)}" if missing else said)
 
 
-def _clock(_settings: Settings) -> Check:
-    now = datetime.now(UTC)
-    steady = abs(time.time() - now.timestamp()) < 1
-    plausible = 2025 <= now.year < 2100
-    said = now.isoformat(timespec="seconds")
-    fine = steady and plausible
-    return Check("clock", fine, said if fine else f"{said}: set the machine's clock (NTP)")
+def _clock(settings: Settings) -> Check:
+    """Compare this machine's clock with the database server's: leases and retention compare them too."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from trimtab.store.engine import open_store
+
+    if make_url(settings.store.url).get_backend_name() != "postgresql":
+        said = "not checked: an SQLite store is on this machine, so no second clock is at hand"
+        return Check("clock", None, said)
+    store = open_store(settings.store.url)
+    try:
+        ahead_ms, within_ms = clock_ahead(store)
+    except SQLAlchemyError:
+        return Check("clock", None, "not checked: the database server does not answer")
+    finally:
+        store.close()
+    said = f"{ahead_ms:+,d} ms against the database server's, ± {within_ms} ms"
+    if abs(ahead_ms) - within_ms <= CLOCK_APART_MS:
+        return Check("clock", True, said)
+    return Check("clock", False, f"{said}: set both machines' clocks (NTP)")
+
+
+def clock_ahead(store: "Store") -> tuple[int, int]:
+    """Return by how much this machine's clock is ahead of PostgreSQL's, and how exact that is, in ms.
+
+    The server answers between two readings of ours, so half the time between them is the error.
+    """
+    from sqlalchemy import text
+
+    with store.read() as connection:
+        connection.execute(text("SELECT 1"))  # the connection is made before the measurement
+        before = now_ms()
+        server = connection.scalar(
+            text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)")
+        )
+        after = now_ms()
+    return (before + after) // 2 - int(server or 0), (after - before + 1) // 2 + 1

@@ -10,9 +10,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trimtab import cli_docs
+from trimtab import cli_docs, cli_doctor
 from trimtab.cli import app, main
 from trimtab.errors import TrimtabError
+from trimtab.settings import load
 from trimtab.store import migrate
 from trimtab.store.engine import open_store
 from trimtab.testing import example
@@ -130,6 +131,20 @@ def test_doctor_names_what_needs_care_and_exits_with_3(place: Path) -> None:
     assert checks["store"]["fine"] is None
     assert checks["Kafka"]["fine"] is False
     assert "kafka.bootstrap" in checks["Kafka"]["said"]
+    assert checks["clock"]["fine"] is None
+    assert checks["clock"]["said"].startswith("not checked")
+
+
+def test_doctor_compares_the_clock_with_the_database_servers(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load({"store.url": postgres_url}, environ={}).settings
+    assert cli_doctor._clock(settings).fine is True
+    real = cli_doctor.now_ms
+    monkeypatch.setattr(cli_doctor, "now_ms", lambda: real() + 60_000)
+    ahead = cli_doctor._clock(settings)
+    assert ahead.fine is False
+    assert "NTP" in ahead.said
 
 
 @pytest.mark.parametrize(
