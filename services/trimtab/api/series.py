@@ -13,6 +13,7 @@ from trimtab.events.types import Traffic
 from trimtab.records import Verdict
 
 FEATURES_SHOWN = 5
+"""Features in the drift chart, unless rules name more: those come first, all of them."""
 _QUALITY = ("accuracy", "f1", "macro_f1", "precision", "recall", "mae", "rmse")
 _PLAIN = {"macro_f1": "f1"}
 
@@ -43,7 +44,8 @@ class Series(Struct, frozen=True, kw_only=True):
     """Figure, then version."""
     latency_ms: dict[str, Column] = field(default_factory=dict)
     drift: dict[str, Column] = field(default_factory=dict)
-    """`max_psi`, `drifted_share`, and `psi(feature)` of the features that moved most."""
+    """`max_psi`, `drifted_share`, and `psi(feature)`: of features that a rule names, then of those that
+    moved most."""
     resources: dict[str, Column] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -66,7 +68,7 @@ def series(
         error_rate=[tree.get("error_rate") for tree in trees],
         performance=_performance(trees),
         latency_ms={name: _column(trees, "latency_ms", name) for name in ("p50", "p95", "p99")},
-        drift=_drift(trees),
+        drift=_drift(trees, _ruled(verdicts)),
         resources=_resources(trees),
         marks=marks(traffic),
         thresholds=_thresholds(verdicts),
@@ -105,7 +107,14 @@ def _performance(trees: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Colu
     return found
 
 
-def _drift(trees: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+def _ruled(verdicts: Sequence[Verdict]) -> list[str]:
+    """Features that the latest verdict's rules name, in the rules' order."""
+    figures = [f.figure for f in verdicts[-1].findings if f.rule is not None] if verdicts else []
+    # A figure with a feature is written `psi(income)`.
+    return list(dict.fromkeys(f.partition("(")[2][:-1] for f in figures if f.endswith(")")))
+
+
+def _drift(trees: Sequence[Mapping[str, Any]], ruled: Sequence[str]) -> dict[str, Column]:
     columns = {
         "max_psi": _column(trees, "drift", "max_psi"),
         "drifted_share": _column(trees, "drift", "drifted_share"),
@@ -116,8 +125,10 @@ def _drift(trees: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
             psi = _number(_at(feature, "psi"))
             if psi is not None:
                 largest[name] = max(psi, largest.get(name, psi))
-    moved = sorted(largest, key=lambda name: (-largest[name], name))[:FEATURES_SHOWN]
-    return columns | {f"psi({name})": _column(trees, "features", name, "psi") for name in moved}
+    named = [name for name in ruled if name in largest]
+    moved = sorted(largest.keys() - set(named), key=lambda name: (-largest[name], name))
+    shown = [*named, *moved[: max(0, FEATURES_SHOWN - len(named))]]
+    return columns | {f"psi({name})": _column(trees, "features", name, "psi") for name in shown}
 
 
 def _resources(trees: Sequence[Mapping[str, Any]]) -> dict[str, Column]:

@@ -159,7 +159,7 @@
     const asks = Object.keys(data.thresholds).find((name) => name.startsWith("psi(") || name === "max_psi");
     return [
       { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
-      { id: "drift", title: "Drift: PSI against the baseline, the features that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name.slice(4, -1))), ...(asks ? threshold(asks) : [])] },
+      { id: "drift", title: "Drift: PSI against the baseline, of features in rules and those that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name.slice(4, -1))), ...(asks ? threshold(asks) : [])] },
       { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
       { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
       { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },
