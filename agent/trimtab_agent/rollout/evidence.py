@@ -33,8 +33,8 @@ HARM_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0)
 NON_INFERIOR_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0)
 """Alternatives of non-inferiority: the true ratio is (1 + margin) divided by one of these."""
 CEILING_FRACTIONS = (0.02, 0.1, 0.25, 0.5)
-"""Alternatives of the ceiling test, as fractions of the ceiling. At alpha .05 and 1 % they need 360 clean
-units, 650 with one event (an alternative at 0 alone needs 300 and never recovers from an event)."""
+"""Alternatives of the ceiling test, as fractions of the ceiling. At alpha .05 and 1 % they need 358 clean
+units, 630 with one event (an alternative at 0 alone needs 300 and never recovers from an event)."""
 SAMPLE_RATIO_STRENGTH = 100.0
 """Pseudo-units of the prior around the stated share; chosen by these units to show, at .001, a served
 share of .20 for a stated .25: 1,280; .125: 240; .45 for .50: 1,780; .10 for .05: 460."""
