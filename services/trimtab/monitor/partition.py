@@ -202,9 +202,7 @@ class OwnedPartition:
                 ),
                 now_ms,
             )
-            ledger.add_loss(
-                connection, pid, self.next_offset, beginning, self.record_ms, now_ms
-            )
+            ledger.add_loss(connection, pid, self.next_offset, beginning, self.record_ms, now_ms)
         self.next_offset = beginning
         self.has_losses = True
 
