@@ -33,9 +33,17 @@ class StoreBaselines:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def rebase(self, model: str, from_ms: int, to_ms: int, source: str, now_ms: int) -> int:
+    def rebase(
+        self,
+        model: str,
+        from_ms: int,
+        to_ms: int,
+        source: str,
+        now_ms: int,
+        fence: Callable[[Connection], object],
+    ) -> int:
         """See `context.Baselines`."""
-        return baselines.rebase(self._store, model, from_ms, to_ms, source, now_ms)
+        return baselines.rebase(self._store, model, from_ms, to_ms, source, now_ms, fence=fence)
 
     def active(self, model: str) -> int | None:
         """See `context.Baselines`."""

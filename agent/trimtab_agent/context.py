@@ -41,10 +41,19 @@ class Sight(Protocol):
 class Baselines(Protocol):
     """The detector's reference, moved at promotion and moved back at a rollback."""
 
-    def rebase(self, model: str, from_ms: int, to_ms: int, source: str, now_ms: int) -> int:
+    def rebase(
+        self,
+        model: str,
+        from_ms: int,
+        to_ms: int,
+        source: str,
+        now_ms: int,
+        fence: Callable[[Connection], object],
+    ) -> int:
         """Make the stored windows in [from_ms, to_ms) the baseline; one per `source`, its id.
 
-        Raises TrimtabError while too few windows are there.
+        `fence` is called in the transaction that writes and raises where the baseline is no longer
+        wanted. Raises TrimtabError while too few windows are there.
         """
         ...
 

@@ -156,8 +156,17 @@ class ScriptedBaselines:
     def __init__(self, file: WorldFile) -> None:
         self._file = file
 
-    def rebase(self, model: str, from_ms: int, to_ms: int, source: str, now_ms: int) -> int:
-        """See `context.Baselines`."""
+    def rebase(
+        self,
+        model: str,
+        from_ms: int,
+        to_ms: int,
+        source: str,
+        now_ms: int,
+        fence: Callable[[Connection], object],
+    ) -> int:
+        """See `context.Baselines`; the file is written at once, so there is no transaction to fence."""
+        del fence
         sources = self._file.read()["sources"]
         if source in sources:
             return int(sources.index(source)) + 1

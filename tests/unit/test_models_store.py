@@ -153,6 +153,13 @@ def test_a_re_base_takes_stored_windows_once_per_cause_and_can_be_taken_back(sto
     assert [b.number for b in baselines.baselines_of(store, "m")] == [1, 2]
     with pytest.raises(TrimtabError, match="3 stored windows"):
         baselines.rebase(store, "m", 0, 6_000, "promotion:r3", 8)
+
+    def rolled_back(_connection):
+        raise ConflictError("the rollout is rolled_back")
+
+    with pytest.raises(ConflictError):  # a promotion's baseline that comes after its rollback
+        baselines.rebase(store, "m", 0, 24_000, "promotion:r1", 9, fence=rolled_back)
+    assert baselines.active_baseline(store, "m").id == second
     with store.write() as connection, pytest.raises(NotFoundError):
         baselines.restore(connection, "m", 999)
 

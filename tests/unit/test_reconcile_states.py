@@ -385,6 +385,25 @@ def test_an_abort_gives_the_traffic_back(state: RolloutState, world: World) -> N
     assert [(arm.version, arm.weight) for arm in traffic.arms] == [("1", 1.0)]
 
 
+def test_a_baseline_made_aside_does_not_come_after_its_rollback(world: World) -> None:
+    put(world, rollout_in(world, RolloutState.WATCHING))
+    fences: list[Any] = []
+    rebase = world.deps.baselines.rebase
+
+    def remember(*given: Any) -> int:
+        fences.append(given[-1])
+        return rebase(*given)
+
+    world.deps.baselines.rebase = remember  # type: ignore[method-assign]
+    world.tick()
+    with world.store.write() as connection:
+        fences[0](connection)  # while it watches, the baseline is wanted
+    records.request(world.store, "rollout", "o-1", "abort", "ann", world.now_ms())
+    tick_until_done(world, "rollout", "o-1")
+    with world.store.write() as connection, pytest.raises(ConflictError, match="rolled_back"):
+        fences[0](connection)
+
+
 def test_an_approval_holds_for_the_artifact_that_was_approved(world: World) -> None:
     put(world, rollout_in(world, RolloutState.AWAITING_APPROVAL))
     ask(world, "rollout", "o-1", "approve")

@@ -432,9 +432,15 @@ def _rebase(ctx: Context, rollout: Rollout) -> tuple[Rollout, bool]:
     onset_ms = records.get_run(ctx.store, rollout.run_id).onset_ms
     cause = f"promotion:{rollout.id}"
 
+    def still_watching(connection: Connection) -> None:
+        # It runs aside: a rollback meanwhile has put the old baseline back, and that one stays.
+        records.require_rollout(connection, rollout.id, RolloutState.WATCHING)
+
     def move() -> int | str:
         try:
-            return ctx.deps.baselines.rebase(ctx.model, onset_ms, ctx.now_ms, cause, ctx.now_ms)
+            return ctx.deps.baselines.rebase(
+                ctx.model, onset_ms, ctx.now_ms, cause, ctx.now_ms, still_watching
+            )
         except TrimtabError as error:
             return str(error)
 

@@ -327,6 +327,19 @@ def save_progress(connection: Connection, old: Record, new: Record, lease: Lease
     )
 
 
+def require_rollout(connection: Connection, rollout_id: str, state: RolloutState) -> None:
+    """Keep a rollout in a state until the caller's transaction ends. Raises ConflictError otherwise."""
+    table = tables.rollouts
+    found = connection.scalar(
+        select(table.c.state).where(table.c.id == rollout_id).with_for_update()
+    )
+    if found != state.value:
+        raise ConflictError(
+            f"The rollout {rollout_id} is {found}, no longer {state.value}; what was done for it is "
+            "dropped."
+        )
+
+
 # --- effects --------------------------------------------------------------------------------------
 
 

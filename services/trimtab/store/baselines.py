@@ -5,7 +5,7 @@ the first windows in a draft, which becomes a baseline when it holds as many as 
 by re-basing on stored windows (`rebase`). Going back is `restore`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -289,16 +289,19 @@ def rebase(
     now_ms: int,
     *,
     least_windows: int = LEAST_WINDOWS,
+    fence: Callable[[Connection], object] = lambda _connection: None,
 ) -> int:
     """Make a baseline of the stored windows in [from_ms, to_ms) under the active cuts; return its id.
 
     A source that names its cause, such as "promotion:ROLLOUT", gives one baseline however often it is
-    asked for. Raises TrimtabError when fewer than `least_windows` windows hold rows.
+    asked for. `fence` is called first in the transaction that writes, and raises where the cause no
+    longer holds. Raises TrimtabError when fewer than `least_windows` windows hold rows.
     """
     with store.read() as connection:  # states are read without holding the writers up
         contract = _contract(connection, model)
         windows = _stored_windows(connection, model, contract, from_ms, to_ms)
     with store.write() as connection:
+        fence(connection)
         if ":" in source:
             known = connection.scalar(
                 select(baselines.c.id).where(
