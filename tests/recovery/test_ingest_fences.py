@@ -16,13 +16,14 @@ from trimtab.contracts.model import (
     Windows,
 )
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample
+from trimtab.monitor import joiner as joiner_module
 from trimtab.monitor import partition as partition_module
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
-from trimtab.store.labels import window_performance
+from trimtab.store.labels import expire_runs, window_performance
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
@@ -556,6 +557,31 @@ def test_a_joiner_that_takes_over_rebuilds_and_the_old_one_is_refused(store, log
     with store.read() as connection:
         (one,) = window_performance(connection, "m", T0, T0 + 10_000).values()
     assert one.state.confusion == {("no", "yes"): 1, ("yes", "yes"): 2}
+    assert_balanced(store)
+
+
+def test_a_join_index_lets_go_of_what_retention_has_deleted(store, log, monkeypatch):
+    monkeypatch.setattr(joiner_module, "KEPT_ENTRIES", 0)
+    send_rows(log, [row(i) for i in range(40)])
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    joiner = Joiner(store, "j")
+    joiner.tick(T0)
+    (owned,) = joiner._owned.values()
+    assert len(owned.index) == 40
+    with store.write() as connection:
+        assert expire_runs(connection, "m", T0 + 3_600_000) > 0
+    send_rows(log, [row(i, at=T0 + 3_600_000 + i) for i in range(40, 45)])
+    drain(ingest)
+    joiner.tick(T0 + joiner_module.LOOK_AT_ALL_MS)
+    (owned,) = joiner._owned.values()
+    assert len(owned.index) == 5
+    log.send(
+        LABELS, Label(inference_id="id42", model="m", label="yes", time=T0, source="human"), T0
+    )
+    drain(ingest)
+    joiner.tick(T0 + joiner_module.LOOK_AT_ALL_MS + 1)
+    assert entry(store, "labels").placed_labels == {"joined": 1}
     assert_balanced(store)
 
 

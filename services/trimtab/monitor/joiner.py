@@ -20,6 +20,7 @@ from trimtab.store.labels import (
     commit_merge,
     newest_run,
     release_joiner,
+    rows_in_runs,
     runs_after,
     runs_up_to,
     shards_with_runs,
@@ -32,6 +33,8 @@ BATCH_ROWS = 100_000
 LOOK_BACK_RUNS = 500
 """Transactions of several partitions commit out of the order of their ids; later ones look back."""
 LOOK_AT_ALL_MS = 60_000
+KEPT_ENTRIES = 100_000
+"""An index this small (5 MB) is not worth a rebuild."""
 _REBUILD_ROWS = 500_000
 
 
@@ -78,7 +81,20 @@ class Joiner:
         self._seen_id, self._behind = newest, set()
         if look_at_all:
             self._looked_at_all_ms = now_ms
+            self._let_go()
         return sorted(found)
+
+    def _let_go(self) -> None:
+        """Drop an index that is mostly of runs past retention: the next merge rebuilds it from the rest."""
+        for (model, shard), owned in list(self._owned.items()):
+            held = len(owned.index)
+            if held <= KEPT_ENTRIES:
+                continue
+            with self._store.read() as connection:
+                stored = rows_in_runs(connection, model, shard)
+            if held > 2 * stored:
+                log.info("The join index of %s shard %d held %d entries.", model, shard, held)
+                del self._owned[model, shard]
 
     def stop(self) -> None:
         """Give every shard back, so that the next owner need not wait."""

@@ -93,6 +93,10 @@ class Joining:
         self._groups: dict[Group, int] = {}
         self._classes: dict[str, int] = {}
 
+    def __len__(self) -> int:
+        """Entries in memory: predictions and labels."""
+        return len(self._predictions) + len(self._labels)
+
     def merge(self, runs: Sequence[StoredRun]) -> Merge:
         """Take runs in and return what changes."""
         p_hash, p = self._prediction_events(runs)

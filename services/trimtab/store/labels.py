@@ -274,6 +274,15 @@ def shards_with_runs(connection: Connection, after_id: int) -> list[tuple[str, i
     return [(row.model, row.shard) for row in found]
 
 
+def rows_in_runs(connection: Connection, model: str, shard: int) -> int:
+    """Return the rows of all stored runs of a (model, shard)."""
+    total = select(func.coalesce(func.sum(label_runs.c.rows), 0))
+    return int(
+        connection.scalar(total.where(label_runs.c.model == model, label_runs.c.shard == shard))
+        or 0
+    )
+
+
 def claim_joiner(
     store: Store, model: str, shard: int, owner: str, now_ms: int, hold_ms: int
 ) -> JoinerClaim | None:
