@@ -109,7 +109,10 @@ class Source(Protocol):
         """Return the first offset that the log still holds. Raises SourceAwayError."""
 
     def progress(self, partition: Partition) -> tuple[int | None, int | None]:
-        """Return (position, end of the log) as last seen, without asking the broker."""
+        """Return (position, end of the log) as last seen, without asking the broker.
+
+        None for what is unknown; the end is unknown while the broker cannot be heard.
+        """
 
     def identity(self, topic: str) -> Identity:
         """Return the identity of the topic's offsets. Raises SourceAwayError."""
@@ -281,7 +284,16 @@ class KafkaPythonSource:
         state = self._consumer._subscription.assignment.get(_key(partition))  # noqa: SLF001
         if state is None or state.position is None:
             return None, None
-        return state.position.offset, state.highwater
+        return state.position.offset, state.highwater if self._hears_of(partition) else None
+
+    def _hears_of(self, partition: Partition) -> bool:
+        """Whether the partition's leader is connected.
+
+        While it is not, the end seen last says nothing of now: taken for it, a broker that is away would
+        look like a topic that has fallen silent, and its windows would be closed.
+        """
+        leader = self._consumer._cluster.leader_for_partition(_key(partition))  # noqa: SLF001
+        return leader is not None and bool(self._consumer._client.connected(leader))  # noqa: SLF001
 
     def identity(self, topic: str) -> Identity:
         """Return the identity of the topic's offsets. Raises SourceAwayError while it is unknown.
