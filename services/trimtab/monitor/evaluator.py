@@ -23,7 +23,7 @@ from trimtab.detect.series import close_windows, coalesce_ms
 from trimtab.detect.verdict import Detector, encode, evaluate, input_digest
 from trimtab.errors import ConflictError, TrimtabError
 from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
-from trimtab.monitor.window_inputs import ModelReader
+from trimtab.monitor.window_inputs import ModelReader, labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState
 from trimtab.store import alerts, baselines
@@ -183,9 +183,14 @@ class Evaluator:
         joined = joined_since(connection, model, progress.joined)
         panes_ms = (*flushed.pane_starts_ms, *joined.pane_starts_ms)
         due = _labels_due_windows(connection, contract, progress.due_to_ms, mark.ms)
+        unlabelled = [s for s in due if not _has_labels(reader, connection, s)]
         changed = {
             start_ms
-            for start_ms in (*(start_of(p, length_ms) for p in panes_ms), *progress.pending, *due)
+            for start_ms in (
+                *(start_of(p, length_ms) for p in panes_ms),
+                *progress.pending,
+                *unlabelled,
+            )
             if start_ms < from_ms
         }
         reader.begin(connection)
@@ -345,6 +350,15 @@ class Evaluator:
             save_progress(connection, model, plan.progress, now_ms)
             self._before_commit(model)
         return written
+
+
+def _has_labels(reader: ModelReader, connection: Connection, start_ms: int) -> bool:
+    """Whether the judged version has every label that a rule wants: that they are due changes nothing."""
+    head = reader.head(connection, start_ms)
+    if head is None:
+        return False
+    found = head.figures.performance.get(str(head.evidence.prior.get("judged_version")), {})
+    return int(found.get("labelled_rows", 0)) >= labels_wanted(reader.contract)
 
 
 def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:

@@ -16,8 +16,8 @@ from trimtab.store.samples import (
     SAMPLE_ROWS,
     SampleRow,
     bottom,
-    partition_sample,
-    write_sample,
+    partition_samples,
+    write_samples,
 )
 from trimtab.windows.panes import pane_starts, split_by
 
@@ -58,13 +58,16 @@ class Sampler:
         """Store what has changed, if it is time; inside the flush."""
         if not self._changed or (now_ms - self._written_ms < WRITE_EVERY_MS and not at_once):
             return
-        for key in sorted(self._changed):
-            model, hour = key
-            if key in self._unread:  # an earlier owner's sample of the same hour
-                stored = partition_sample(connection, self.partition_id, model, hour)
-                self._samples[key] = bottom(self._samples[key] + stored)
-                self._unread.discard(key)
-            write_sample(connection, self.partition_id, model, hour, self._samples[key])
+        for model in {model for model, _ in self._changed}:
+            changed = {hour for name, hour in self._changed if name == model}
+            unread = {hour for hour in changed if (model, hour) in self._unread}
+            # An earlier owner may have stored a sample of the same hour.
+            stored = partition_samples(connection, self.partition_id, model, unread)
+            for hour, rows in stored.items():
+                self._samples[model, hour] = bottom(self._samples[model, hour] + rows)
+            self._unread -= {(model, hour) for hour in unread}
+            samples = {hour: self._samples[model, hour] for hour in changed}
+            write_samples(connection, self.partition_id, model, samples)
         self._changed.clear()
         self._written_ms = now_ms
         for model in {model for model, _ in self._samples}:

@@ -290,12 +290,19 @@ def _labels_due(
     horizon_ms = contract.labels.horizon_ms
     if horizon_ms is None or watermark_ms is None or watermark_ms < end_ms + horizon_ms:
         return False
-    wanted = [
-        rule.min_rows if rule.min_rows is not None else contract.windows.min_rows
-        for rule in rules_of(contract)
-        if rule.kind.value == Kind.PERFORMANCE.value
-    ]
-    return bool(wanted) and labelled_rows < max(wanted)
+    return labelled_rows < labels_wanted(contract)
+
+
+def labels_wanted(contract: Contract) -> int:
+    """Return how many labelled rows of a window satisfy every rule on performance; 0 without one."""
+    return max(
+        (
+            rule.min_rows if rule.min_rows is not None else contract.windows.min_rows
+            for rule in rules_of(contract)
+            if rule.kind.value == Kind.PERFORMANCE.value
+        ),
+        default=0,
+    )
 
 
 def _changed(head: Head, read: WindowState, performance: Mapping[str, Labelled]) -> str:

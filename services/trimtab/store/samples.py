@@ -4,7 +4,7 @@ Bottom-k by hash is the same sample whatever the order of arrival, and the sampl
 is the bottom-k of their union. No personal features and no embeddings ever enter; each body is capped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,38 +51,62 @@ def write_sample(
     rows: list[SampleRow],
 ) -> None:
     """Store the sample of one hour of one partition; rows beyond the byte cap are left out."""
-    kept = bottom(rows)
-    body = msgspec.msgpack.encode(kept)
-    while len(body) > BODY_BYTES_MAX and len(kept) > 1:
-        kept = kept[: len(kept) // 2]
+    write_samples(connection, partition_id, model, {sample_start_ms: rows})
+
+
+def write_samples(
+    connection: Connection,
+    partition_id: int,
+    model: str,
+    samples: Mapping[int, Sequence[SampleRow]],
+) -> None:
+    """Store samples of one partition by the start of their hour, in one statement.
+
+    A replay brings thousands of hours at once; a statement for each held up its flush for seconds.
+    """
+    if not samples:
+        return
+    values = []
+    for sample_start_ms, rows in sorted(samples.items()):
+        kept = bottom(rows)
         body = msgspec.msgpack.encode(kept)
-    statement = insert_for(connection, row_samples).values(
-        model=model,
-        sample_start_ms=sample_start_ms,
-        partition_id=partition_id,
-        rows=len(kept),
-        body=body,
-    )
+        while len(body) > BODY_BYTES_MAX and len(kept) > 1:
+            kept = kept[: len(kept) // 2]
+            body = msgspec.msgpack.encode(kept)
+        values.append(
+            {
+                "model": model,
+                "sample_start_ms": sample_start_ms,
+                "partition_id": partition_id,
+                "rows": len(kept),
+                "body": body,
+            }
+        )
+    statement = insert_for(connection, row_samples)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["model", "sample_start_ms", "partition_id"],
             set_={"rows": statement.excluded.rows, "body": statement.excluded.body},
-        )
+        ),
+        values,
     )
 
 
-def partition_sample(
-    connection: Connection, partition_id: int, model: str, sample_start_ms: int
-) -> list[SampleRow]:
-    """Return the stored sample of one hour of one partition."""
-    body = connection.scalar(
-        select(row_samples.c.body).where(
+def partition_samples(
+    connection: Connection, partition_id: int, model: str, sample_starts_ms: Collection[int]
+) -> dict[int, list[SampleRow]]:
+    """Return a partition's stored samples of these hours, by start; only hours that have one."""
+    if not sample_starts_ms:
+        return {}
+    found = connection.execute(
+        select(row_samples.c.sample_start_ms, row_samples.c.body).where(
             row_samples.c.model == model,
-            row_samples.c.sample_start_ms == sample_start_ms,
             row_samples.c.partition_id == partition_id,
+            row_samples.c.sample_start_ms.between(min(sample_starts_ms), max(sample_starts_ms)),
         )
     )
-    return [] if body is None else _ROWS.decode(body)
+    wanted = set(sample_starts_ms)
+    return {start: _ROWS.decode(body) for start, body in found if start in wanted}
 
 
 def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[SampleRow]:
