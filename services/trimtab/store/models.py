@@ -16,7 +16,8 @@ from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.tables import contracts, cuts, models, versions
 
-_CANONICAL = msgspec.json.Encoder(order="deterministic")
+_ENCODER = msgspec.json.Encoder()
+"""Keeps the order of keys: that of `[features]` names the columns of unnamed tensors."""
 
 
 class Applied(Struct, frozen=True):
@@ -60,7 +61,7 @@ def apply_contract(store: Store, contract: Contract, text: str, by: str, now_ms:
 
     A retired model comes back. `text` is the TOML it was parsed from, `by` who applied it.
     """
-    body = _CANONICAL.encode(contract).decode()
+    body = _ENCODER.encode(contract).decode()
     digest = hashlib.sha256(body.encode()).hexdigest()
     with store.write() as connection:
         connection.execute(
