@@ -35,6 +35,17 @@ def test_a_draft_fits_what_was_seen() -> None:
     )
 
 
+def test_the_class_that_a_lone_score_names_is_the_positive_one() -> None:
+    events = [
+        Inference(
+            id=str(i), model="m", version="1", time=i, prediction=answer, scores={"leave": 0.5}
+        )
+        for i, answer in enumerate(["leave", "stay"])
+    ]
+    prediction = parse_contract(infer_contract(events, "m"), "m.toml").prediction
+    assert (prediction.positive, prediction.score) == ("leave", "leave")
+
+
 def test_a_column_that_looks_like_an_id_is_pointed_out() -> None:
     line = next(
         line for line in infer_contract(rows(), "m").splitlines() if line.startswith("user")

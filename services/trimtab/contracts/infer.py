@@ -146,10 +146,12 @@ def _prediction_lines(rows: Sequence[Inference], task: str, classes: list[str]) 
         lines.append(f"classes = [{', '.join(map(_quoted, classes))}]")
     if task == "binary" and len(classes) == 2:
         scored = {name for row in rows for name in row.scores or {}}
-        positive = classes[1]
+        # A lone score that bears the name of a class is the positive class's.
+        score = scored.pop() if len(scored) == 1 else None
+        positive = score if score in classes else classes[1]
         lines.append(f"positive = {_quoted(positive)}  # a guess: precision and recall are of it")
-        if len(scored) == 1:
-            lines.append(f"score = {_quoted(scored.pop())}")
+        if score is not None:
+            lines.append(f"score = {_quoted(score)}")
     return [*lines, ""]
 
 
