@@ -109,7 +109,7 @@ def model_apply(
                 continue
             console.print(f"[bold]{contract.name}[/]")
             for line in shown.lines or ("nothing changes",):
-                console.print(f"  {line}", markup=False, highlight=False)
+                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
             if not dry_run:
                 console.print(f"  revision {entry['revision']}")
     if as_json:
@@ -210,7 +210,7 @@ def model_show(context: typer.Context, model: ModelName, as_json: Json = False) 
     )
     if history:
         console.print("\n[dim]contract[/]")
-        console.print(history[-1].text, markup=False, highlight=False)
+        console.print(history[-1].text, markup=False, highlight=False, soft_wrap=True)
 
 
 @model_app.command("champion")
@@ -492,12 +492,13 @@ def ledger_show(context: typer.Context, as_json: Json = False) -> None:
 def print_ledger(partitions: list[overview.LedgerLine]) -> None:
     """Print both ledgers of each partition, and whether they balance."""
     print_table(
-        ("consumer", "topic", "offsets", "messages", "gaps", "lost", "rows", "labels"),
+        ("consumer", "topic", "offsets", "unread", "messages", "gaps", "lost", "rows", "labels"),
         (
             (
                 partition.consumer,
                 f"{partition.topic} {partition.partition}",
                 f"{partition.first_offset:,} to {partition.next_offset:,}",
+                _unread(partition),
                 f"{partition.messages:,}",
                 f"{partition.gaps:,}",
                 f"[bold red]{partition.lost:,}[/]" if partition.lost else "0",
@@ -513,6 +514,13 @@ def print_ledger(partitions: list[overview.LedgerLine]) -> None:
         errors.print(f"[bold red]out of balance:[/] {problem}")
     if partitions and not problems:
         console.print("[green]The ledger balances.[/]")
+
+
+def _unread(partition: overview.LedgerLine) -> str:
+    """Messages that the log was seen to hold behind the last one read; empty when nobody looked."""
+    if partition.end_offset is None:
+        return ""
+    return f"{max(0, partition.end_offset - partition.next_offset):,}"
 
 
 def _classes(total: int, classes: dict[str, int]) -> str:

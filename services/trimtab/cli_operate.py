@@ -39,6 +39,8 @@ OptionalModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="On
 AlertId = Annotated[str, typer.Argument(metavar="ALERT", help="Id of the alert.")]
 RecordId = Annotated[str, typer.Argument(metavar="ID", help="Id of the record.")]
 
+NESTED_CHARACTERS_MAX = 600
+
 
 # --- alert ----------------------------------------------------------------------------------------
 
@@ -99,10 +101,17 @@ def print_record(record: msgspec.Struct) -> None:
     """Print a record's fields, one per line."""
     for key, value in msgspec.to_builtins(record).items():
         if isinstance(value, dict | list):
-            shown = msgspec.json.encode(value).decode()
+            shown = _shortened(msgspec.json.encode(value).decode())
         else:
             shown = when(value) if key.endswith("_ms") else value
-        console.print(f"{key:20} {shown}", markup=False, highlight=False)
+        console.print(f"{key:20} {shown}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shortened(text: str) -> str:
+    """The start of a nested value; a snapshot lists hundreds of files."""
+    if len(text) <= NESTED_CHARACTERS_MAX:
+        return text
+    return f"{text[:NESTED_CHARACTERS_MAX]}… ({len(text):,} characters; --json shows all)"
 
 
 @alert_app.command("ack")

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 console = Console()
 errors = Console(stderr=True)
@@ -72,17 +74,31 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Print rows (Rich markup) under columns; `empty` is said when there is no row."""
+    """Print rows (Rich markup) under columns; `empty` is said when there is no row.
+
+    In a terminal lines break between words only, so that an id can be copied; a table that is still
+    too wide is wrapped by the terminal. Elsewhere, one line per row.
+    """
     listed = list(rows)
     if not listed:
         console.print(empty)
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        cells = [Text(column), *(Text.from_markup(row[index]) for row in listed)]
+        width = _longest_word if console.is_terminal else _longest_line
+        table.add_column(column, min_width=max(map(width, cells)))
     for row in listed:
         table.add_row(*row)
-    console.print(table)
+    console.print(table, crop=False)
+
+
+def _longest_line(cell: Text) -> int:
+    return max((cell_len(line) for line in cell.plain.splitlines()), default=0)
+
+
+def _longest_word(cell: Text) -> int:
+    return max((cell_len(word) for word in cell.plain.split()), default=0)
 
 
 def fail(message: str, code: int = FAILED) -> typer.Exit:
