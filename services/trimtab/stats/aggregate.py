@@ -45,7 +45,6 @@ from trimtab.stats.loghistogram import (
 )
 
 FORMAT = 1
-STATUSES = ("ok", "error", "timeout", "rejected")
 
 
 class IncompatibleCuts(TrimtabError):  # noqa: N818 - named for the fact, as the manual does

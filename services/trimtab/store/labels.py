@@ -531,12 +531,3 @@ def arm_performance(
                 row.predicted_rows + (before.predicted_rows if before else 0),
             )
     return [total[key] for key in sorted(total)]
-
-
-def expire_performance(connection: Connection, model: str, before_ms: int) -> int:
-    """Delete performance of panes before `before_ms`; return how many rows."""
-    return connection.execute(
-        delete(performance).where(
-            performance.c.model == model, performance.c.pane_start_ms < before_ms
-        )
-    ).rowcount

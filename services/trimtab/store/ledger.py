@@ -16,10 +16,6 @@ from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.tables import label_classes, losses, partitions, row_classes
 
-ROW_CLASSES = ("counted", "held", "duplicate", "too_late", "rejected", "ignored")
-LABEL_CLASSES = ("joined", "superseded", "duplicate", "unsampled", "expired")
-"""The joiner's classes. `waiting` is what remains of the labels it has not yet placed."""
-
 
 class Claim(Struct, frozen=True, kw_only=True):
     """What an owner knows about its partition right after it took it."""
