@@ -73,7 +73,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             title="A healthy model: the camera is clean",
             link="verdicts: no window was judged ok",
             over=lambda seen: seen.steady(),
-            limit_s=90,
+            limit_s=240,
             lens=CLEAN,
             pool="early",
         ),
@@ -82,7 +82,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             title="The camera degrades a little: inputs move, accuracy holds",
             link="decision: the agent did not record that inputs moved without harm",
             over=lambda seen: str(Why.INPUTS_MOVED_NO_HARM) in seen.reasons,
-            limit_s=60,
+            limit_s=150,
             lens=STEPS[0],
         ),
         Phase(
@@ -91,7 +91,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             link="",
             over=lambda _: True,
             least_s=6,
-            limit_s=10,
+            limit_s=30,
             lens=STEPS[1],
         ),
         Phase(
@@ -99,7 +99,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             title="The camera is bad, and stays so",
             link="alert: accuracy fell and no alert was opened",
             over=lambda seen: seen.alerts_opened > 0,
-            limit_s=60,
+            limit_s=150,
             lens=STEPS[2],
         ),
         Phase(
@@ -107,28 +107,28 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             title="The agent gathers labels and decides",
             link="decision: no retraining run was started",
             over=lambda seen: seen.run is not None,
-            limit_s=90,
+            limit_s=240,
         ),
         Phase(
             name="search",
             title="Bayesian search over hyperparameters, architecture and data",
             link="search: no winner was fitted",
             over=lambda seen: _past_search(seen.run),
-            limit_s=180,
+            limit_s=240,
         ),
         Phase(
             name="gate",
             title="The challenger meets the champion on held-out rows",
             link="gate: the challenger was not blessed",
             over=lambda seen: seen.run is not None and seen.run.state == RunState.BLESSED,
-            limit_s=60,
+            limit_s=150,
         ),
         Phase(
             name="start",
             title="The canary starts",
             link="rollout: the canary did not start",
             over=lambda seen: seen.rollout is not None and seen.rollout.state != "pending",
-            limit_s=30,
+            limit_s=90,
         ),
     ]
     if bad_challenger:
@@ -139,7 +139,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
                 title="The camera is repaired as the canary starts",
                 link="rollback: the worse challenger was not rolled back",
                 over=lambda seen: _rollout_in(seen, RolloutState.ROLLED_BACK),
-                limit_s=240,
+                limit_s=360,
                 lens=CLEAN,
                 pool="late",
             ),
@@ -149,7 +149,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
                 link="verdicts: the model did not return to ok",
                 over=lambda seen: seen.steady() and seen.alerts_open == 0,
                 least_s=4,
-                limit_s=60,
+                limit_s=150,
             ),
         ]
     return [
@@ -162,7 +162,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
                 seen.rollout is not None
                 and seen.rollout.state in (RolloutState.WATCHING, RolloutState.DONE)
             ),
-            limit_s=150,
+            limit_s=360,
             pool="late",
         ),
         Phase(
@@ -170,14 +170,14 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             title="Promoted; the old champion keeps a holdback",
             link="watch: the watch period did not end",
             over=lambda seen: _rollout_in(seen, RolloutState.DONE),
-            limit_s=60,
+            limit_s=150,
         ),
         Phase(
             name="ok",
             title="Back to ok",
             link="verdicts: the model did not return to ok",
             over=lambda seen: seen.steady() and seen.alerts_open == 0,
-            limit_s=60,
+            limit_s=150,
         ),
     ]
 
