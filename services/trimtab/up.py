@@ -26,7 +26,7 @@ from trimtab.store.migrate import upgrade
 
 PROCESSES = ("serve", "agent", "monitor", "archive", "api")
 """In the order of their start: those that import TensorFlow take longest."""
-TOPICS = ("inference", "labels", "resources", "outcomes", "traffic", "deadletter")
+TOPICS = ("inference", "labels", "resources", "outcomes", "traffic")
 KEY_NAME = "up"
 PARTITIONS = 4
 
@@ -152,7 +152,7 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
         *kafka.inference_topics,
         *kafka.label_topics,
         *kafka.resource_topics,
-        *(kafka.topic(name) for name in ("outcomes", "traffic", "deadletter")),
+        *(kafka.topic(name) for name in ("outcomes", "traffic")),
     ]
     admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, **kafka.client)
     try:
