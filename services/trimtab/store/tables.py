@@ -379,7 +379,7 @@ outbox = Table(
     metadata,
     Column("id", AutoId, primary_key=True, autoincrement=True),
     Column("event_id", String(120), nullable=False),  # deterministic: the same fact, the same id
-    Column("topic", String(60), nullable=False),  # outcomes | traffic | deadletter
+    Column("topic", String(60), nullable=False),  # outcomes | traffic
     Column("key", String(200), nullable=False),
     Column("type", String(60), nullable=False),
     Column("body", Text, nullable=False),
