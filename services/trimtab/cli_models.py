@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from trimtab.cli_context import loaded, store_of, writable_store_of
 from trimtab.cli_output import (
@@ -22,8 +23,10 @@ from trimtab.cli_output import (
     when,
     word,
 )
+from trimtab.contracts.model import Contract
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.store import overview
+from trimtab.store.engine import Store
 from trimtab.store.verdicts import VerdictRow, latest_verdicts, verdict_history
 
 model_app = typer.Typer(help="Contracts, versions and champions.", no_args_is_help=True)
@@ -108,12 +111,35 @@ def model_apply(
             if as_json:
                 continue
             console.print(f"[bold]{contract.name}[/]")
-            for line in shown.lines or ("nothing changes",):
+            for line in shown.lines if shown.changed else ("nothing changes",):
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
             if not dry_run:
                 console.print(f"  revision {entry['revision']}")
+            for warning in _apply_warnings(context, store, contract, is_new=before is None):
+                console.print(f"  [yellow]note[/] {escape(warning)}", soft_wrap=True)
     if as_json:
         print_json(report)
+
+
+def _apply_warnings(
+    context: typer.Context, store: Store, contract: Contract, *, is_new: bool
+) -> list[str]:
+    """What applies without error and still may surprise."""
+    warnings = []
+    known = loaded(context).settings.webhooks
+    missing = [name for name in contract.alarms.webhooks if name not in known]
+    if missing:
+        warnings.append(
+            f"no webhook is named {', '.join(missing)} in these settings; alerts reach it once "
+            "[webhooks] defines it for the monitor."
+        )
+    before = overview.unknown_model_rows(store) if is_new else 0
+    if before:
+        warnings.append(
+            f"rows count from now on: {before:,} rows of models without a contract have been "
+            "ignored so far. Apply a contract before its events are sent."
+        )
+    return warnings
 
 
 def _text_of(path: Path, name: str) -> str:
@@ -518,9 +544,7 @@ def print_ledger(partitions: list[overview.LedgerLine]) -> None:
 
 def _unread(partition: overview.LedgerLine) -> str:
     """Messages that the log was seen to hold behind the last one read; empty when nobody looked."""
-    if partition.end_offset is None:
-        return ""
-    return f"{max(0, partition.end_offset - partition.next_offset):,}"
+    return "" if partition.unread is None else f"{partition.unread:,}"
 
 
 def _classes(total: int, classes: dict[str, int]) -> str:

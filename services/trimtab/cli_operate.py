@@ -461,6 +461,7 @@ def status(
                     console.clear()
                 print_status(page)
                 console.print(_totals(page), style="dim")
+                console.print(_monitor(overview.monitor_pulse(store)), style="dim")
             if not watch:
                 break
             time.sleep(every_s)  # the refresh is by the clock on purpose
@@ -470,7 +471,17 @@ def status(
 
 def _totals(page: list[overview.ModelStatus]) -> str:
     alerts = sum(entry.open_alerts for entry in page)
-    return f"{len(page)} models, {alerts} open alerts, {when(now_ms())} UTC"
+    models = f"{len(page)} {'model' if len(page) == 1 else 'models'}"
+    opened = f"{alerts} open {'alert' if alerts == 1 else 'alerts'}"
+    return f"{models}, {opened}, {when(now_ms())} UTC"
+
+
+def _monitor(pulse: overview.Pulse) -> str:
+    """The monitor in one line: silence there must not look like health."""
+    if pulse.seen_ms is None:
+        return "no monitor has read anything yet"
+    age_s = max(0, now_ms() - pulse.seen_ms) / 1000
+    return f"monitor: last heard of {age_s:,.0f} s ago, {pulse.unread:,} messages unread"
 
 
 def doctor(context: typer.Context, as_json: Json = False) -> None:

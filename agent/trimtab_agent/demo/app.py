@@ -66,6 +66,7 @@ WINDOW_MS = 2_000
 TRIALS = 12
 LOOK_S = 0.5
 SETTLE_LIMIT_S = 20.0
+LAG_SHOWN_MESSAGES = 200
 LAG_LIMIT_MESSAGES = 1_000
 """Beyond this the client pauses: the embedded broker drops the oldest at about 5,000."""
 REPORT_LIMIT_S = 90
@@ -360,9 +361,14 @@ class Demo:
                 return Played(phase.name, began_ms, _now_ms())
             end = dead_end(seen, bad_challenger=self._options.bad_challenger)
             if end is not None or elapsed_s > phase.limit_s:
+                behind = (
+                    f"; a reader is {ledger.lag_messages:,} messages behind, so this machine is slow"
+                    if ledger.lag_messages > LAG_SHOWN_MESSAGES
+                    else ""
+                )
                 raise LoopError(
                     f"The loop did not close at: {phase.link or phase.title}"
-                    f" ({end or f'not within {phase.limit_s:.0f} s'}). Logs: {stack.logs}"
+                    f" ({end or f'not within {phase.limit_s:.0f} s'}{behind}). Logs: {stack.logs}"
                 )
             time.sleep(LOOK_S)
 

@@ -4,6 +4,7 @@ Three pools of digits never mix, or accuracies would be inflated by 1 to 4 point
 the champion, the next 600 are streamed before the canary, the rest from the canary on.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -174,8 +175,8 @@ def contract_text(original: Path, trials: int, old_mix: tuple[float, ...]) -> st
         descriptors="\n".join(
             f'{name} = {{ kind = "number", input = false }}' for name in DESCRIPTORS
         ),
-        classes=list(CLASSES),
+        classes=json.dumps(CLASSES),
         original=original.as_posix(),
         trials=trials,
         old_mix=list(old_mix),
-    ).replace("'", '"')
+    )

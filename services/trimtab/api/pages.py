@@ -217,6 +217,7 @@ def _ledger(store: Store) -> dict[str, Any]:
         "partitions": len(lines),
         "rows": sum(line.rows for line in lines),
         "lost": sum(line.lost for line in lines),
+        "unread": sum(line.unread or 0 for line in lines),
         "problems": [problem for line in lines for problem in line.problems],
     }
 

@@ -28,7 +28,7 @@ REFERENCE_SPAN_MS = 7 * 86_400_000
 def samples(store: Store, model: str, start_ms: int) -> tuple[list[SampleRow], list[SampleRow]]:
     """Return (reference, current) rows of a window; raises TrimtabError when there are too few.
 
-    A window too short for a sample of its own borrows from those after it. The reference is the sample of the baseline's time where one is kept, else the oldest rows before
+    A window too short for a sample of its own borrows from its neighbours. The reference is the sample of the baseline's time where one is kept, else the oldest rows before
     the window.
     """
     history = verdict_history(store, model, start_ms)
@@ -41,6 +41,9 @@ def samples(store: Store, model: str, start_ms: int) -> tuple[list[SampleRow], l
         if len(current) < ROWS_MIN:
             later = sample_between(connection, model, end_ms, end_ms + REFERENCE_SPAN_MS)
             current += later[: ROWS_WANTED - len(current)]
+        if len(current) < ROWS_MIN:  # the newest window has none after it
+            earlier = sample_between(connection, model, start_ms - REFERENCE_SPAN_MS, start_ms)
+            current = earlier[-(ROWS_WANTED - len(current)) :] + current
         reference: list[SampleRow] = []
         if baseline and baseline.from_ms is not None and baseline.to_ms is not None:
             reference = sample_between(connection, model, baseline.from_ms, baseline.to_ms)

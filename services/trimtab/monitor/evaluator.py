@@ -28,6 +28,7 @@ from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState
 from trimtab.store import alerts, baselines
 from trimtab.store.engine import Store
+from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, contracts_digest, load_contracts
 from trimtab.store.panes import watermark
@@ -174,7 +175,9 @@ class Evaluator:
         progress = progress_of(connection, model)
         if progress is None:
             first_ms = first_pane_ms(connection, model)
-            if first_ms is None:
+            # Rows held for the cuts are counted partition by partition; a baseline that began
+            # in between would hold half of its first windows.
+            if first_ms is None or held_total(connection, model):
                 return None
             progress = Progress(evaluated_to_ms=start_of(first_ms, length_ms))
         from_ms = -(-progress.evaluated_to_ms // length_ms) * length_ms

@@ -260,6 +260,7 @@ def create_app(server: Server) -> Litestar:
         exception_handlers={TrimtabError: _refuse, HTTPException: _refuse_http},
         request_max_body_size=BODY_BYTES_MAX,
         openapi_config=None,
+        logging_config=None,  # trimtab.logs has set it up
     )
 
 

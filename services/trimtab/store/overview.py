@@ -304,6 +304,20 @@ def _page(
     )
 
 
+def unknown_model_rows(store: Store) -> int:
+    """Return the rows that were ignored because their model had no contract, over all topics."""
+    classes = tables.row_classes.c
+    with store.read() as connection:
+        total = connection.scalar(
+            select(func.coalesce(func.sum(classes.count), 0)).where(
+                classes.unit == "row",
+                classes["class"] == "ignored",
+                classes.reason == "unknown_model",
+            )
+        )
+    return int(total or 0)
+
+
 class LedgerLine(Struct, frozen=True, kw_only=True):
     """One partition of one consumer, both its ledgers and whether they balance."""
 
@@ -327,7 +341,35 @@ class LedgerLine(Struct, frozen=True, kw_only=True):
     rejected: dict[str, int]
     """Rejected and ignored rows, labels and resources by `unit class: reason`."""
     problems: list[str]
+
+    @property
+    def unread(self) -> int | None:
+        """Messages between this reader and the end of the log as last seen; None before it was."""
+        return None if self.end_offset is None else max(0, self.end_offset - self.next_offset)
+
     """What does not balance; empty when everything does."""
+
+
+class Pulse(Struct, frozen=True):
+    """Whether anybody reads: when a monitor was last heard of, and what it had yet to read then."""
+
+    seen_ms: int | None
+    unread: int
+
+
+def monitor_pulse(store: Store) -> Pulse:
+    """Return the newest sign of life of any monitor."""
+    columns = tables.partitions.c
+    with store.read() as connection:
+        rows = connection.execute(
+            select(columns.owner_seen_ms, columns.end_offset, columns.next_offset).where(
+                columns.consumer == "monitor"
+            )
+        ).all()
+    return Pulse(
+        max((row.owner_seen_ms for row in rows if row.owner_seen_ms is not None), default=None),
+        sum(max(0, row.end_offset - row.next_offset) for row in rows if row.end_offset is not None),
+    )
 
 
 def ledger_lines(store: Store, consumer: str | None = None) -> list[LedgerLine]:
