@@ -210,7 +210,7 @@ class ScriptedSource:
         champion: Sequence[FeatureSpec],
     ) -> Prepared:
         """Never asked: the scripted trainer needs no files."""
-        raise NotImplementedError(f"{snapshot} {contract.name} {directory} {champion}")
+        raise AssertionError(f"{snapshot} {contract.name} {directory} {champion}")
 
 
 class ScriptedTrainer:
