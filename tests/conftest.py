@@ -64,6 +64,15 @@ def missing_part() -> Callable[[str], Exception]:
     return lacking
 
 
+@pytest.fixture
+def kcat() -> str:
+    """The path of kcat, a producer that knows nothing of trimtab."""
+    found = shutil.which("kcat") or shutil.which("kafkacat")
+    if found is None:
+        raise lacking("there is no kcat: install it (Debian: kcat)")
+    return found
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own TRIMTAB_* variables do not reach the tests."""

@@ -1,7 +1,6 @@
 """Events of producers that know nothing of trimtab, on real Kafka: plain kafka-python, and kcat where it is."""
 
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -16,7 +15,6 @@ from trimtab.store.ledger import ledger
 from trimtab.store.migrate import upgrade
 from trimtab.store.models import apply_contract
 
-KCAT = shutil.which("kcat") or shutil.which("kafkacat")
 DEADLINE_S = 60
 CONTRACT = Contract(
     name="m",
@@ -136,13 +134,12 @@ def test_plain_kafka_python_needs_nothing_of_ours(monitored, form):
     wait_until_counted(store, 20)
 
 
-@pytest.mark.skipif(KCAT is None, reason="no kcat: install it (Debian: kcat)")
-def test_kcat_can_send_events_from_a_shell(monitored):
+def test_kcat_can_send_events_from_a_shell(monitored, kcat):
     bootstrap, inference, labels, store = monitored
     for topic, event in ((inference, row), (labels, label)):
         lines = "".join(json.dumps(event(f"kcat-{number}")) + "\n" for number in range(5))
         subprocess.run(
-            [str(KCAT), "-P", "-b", bootstrap, "-t", topic],
+            [kcat, "-P", "-b", bootstrap, "-t", topic],
             input=lines,
             text=True,
             check=True,

@@ -1,5 +1,4 @@
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -82,7 +81,7 @@ def test_the_kafka_python_examples_work(embedded_broker: Any) -> None:
     assert ids == ["order-4711", "order-4712"]
 
 
-@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
+@pytest.mark.usefixtures("kcat")
 def test_the_kcat_example_works(embedded_broker: Any) -> None:
     (command,) = blocks("With kcat", "sh")
     subprocess.run(
