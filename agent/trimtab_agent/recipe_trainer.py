@@ -285,8 +285,8 @@ def _held_out(
         from_ms=prepared.gate_from_ms,
         to_ms=prepared.gate_to_ms + 1,
         segments=_segments(contract, load_data(prepared.gate)),
-        champion_costs=Footprint(old.artifact_bytes, old.one_row_ms_p99),
-        challenger_costs=Footprint(new.artifact_bytes, new.one_row_ms_p99),
+        champion_costs=Footprint(old.artifact_bytes, old.one_row_median_ms),
+        challenger_costs=Footprint(new.artifact_bytes, new.one_row_median_ms),
     )
 
 

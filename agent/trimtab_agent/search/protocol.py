@@ -136,6 +136,5 @@ class EvaluateResult(msgspec.Struct, frozen=True):
     path: str
     rows: int
     value: float
-    one_row_ms_median: float
-    one_row_ms_p99: float
+    one_row_median_ms: float
     artifact_bytes: int
