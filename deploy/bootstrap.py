@@ -84,7 +84,17 @@ def run(command: list[str]) -> None:
     """Run a quiet command; on failure raise Unable with the last lines it printed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env.update(VIRTUAL_ENV=str(VENV), PIP_DISABLE_PIP_VERSION_CHECK="1")
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+
+    done = attempt()
+    if done.returncode != 0 and "UnknownIssuer" in done.stderr:
+        # uv brings its own list of authorities; a company's proxy is known to the system alone.
+        env["UV_SYSTEM_CERTS"] = "true"
+        done = attempt()
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
         raise Unable(f"this failed: {' '.join(command)}\n{tail}")
