@@ -20,14 +20,22 @@ from trimtab.stats.aggregate import (
     observe_numeric,
     observe_pane,
 )
+from trimtab.stats.coded import Coded, join
 from trimtab.stats.cuts import (
     NumericCuts,
     build_category_cuts,
     build_numeric_cuts,
+    category_key,
     count_numeric,
     model_cuts,
 )
-from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes
+from trimtab.stats.fixedpoint import (
+    exact_sums,
+    int_from_bytes,
+    int_to_bytes,
+    quantise,
+    sorted_sums,
+)
 from trimtab.stats.loghistogram import LogHistogram
 from trimtab.stats.performance import PerformanceState
 from trimtab.stats.tests import compare, ks_binned
@@ -150,6 +158,40 @@ def test_resources_merge_and_survive_their_bytes(gauges, more):
 @given(st.lists(st.integers(-(2**36), 2**36), max_size=50))
 def test_sums_are_those_of_whole_numbers(q):
     assert exact_sums(frozen(q)) == (sum(q), sum(v * v for v in q))
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=60),
+    st.sampled_from([-3, 0, 10, 20, 40]),
+    st.floats(-1e3, 1e3),
+)
+def test_sums_of_a_sorted_column_are_those_of_any_order(column, exponent, origin):
+    q, clamped = quantise(frozen(column), origin, exponent)
+    assert sorted_sums(np.sort(frozen(column)), origin, exponent) == (*exact_sums(q), clamped)
+
+
+@given(st.integers(1, 2**26), st.integers(1, 3_000))
+def test_sums_too_large_for_one_float_are_added_in_blocks(largest, n):
+    column = np.linspace(-largest, largest, n).round()
+    whole = [int(v) for v in column]
+    assert exact_sums(column) == (sum(whole), sum(v * v for v in whole))
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([1.0, 2.5, -0.0]),
+    st.sampled_from(["a", "b", "1", "x" * 300]), st.lists(st.integers(), max_size=1),
+)  # fmt: skip
+
+
+@given(st.lists(SCALARS, max_size=30), st.integers(0, 30))
+def test_a_coded_column_holds_the_key_of_each_value(column, cut):
+    coded = Coded.of_keys(column)
+    keys = [category_key(value) for value in column]
+    assert list(coded) == keys
+    assert len(set(coded.keys)) == len(coded.keys)
+    assert coded.present() == list(dict.fromkeys(keys))
+    assert list(join([Coded.of_keys(column[:cut]), Coded.of_keys(column[cut:])])) == keys
+    assert coded.mask(frozenset(("a", None))).tolist() == [key in ("a", None) for key in keys]
 
 
 @given(st.integers())

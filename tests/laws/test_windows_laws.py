@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.windows.ids import HashSet, id_hashes
+from trimtab.windows.ids import HashSet, id_hashes, row_hashes
 from trimtab.windows.lateness import NEVER_MS, TimeRules, classify, sealed_to
 
 RULES = TimeRules(
@@ -43,11 +43,29 @@ def test_a_hash_set_knows_exactly_what_it_was_given(batches):
     known, expected = HashSet(), set()
     for batch in batches:
         hashes = id_hashes(batch)
-        first = known.first_seen(hashes)
+        first = known.add_new(hashes)
         fresh = []
         for text in batch:
             fresh.append(text not in expected)
             expected.add(text)
-        assert first.tolist() == fresh
-        known.add(hashes[first])
+        assert all(fresh) if first is None else first.tolist() == fresh
     assert len(known) == len(expected)
+
+
+@given(st.text(min_size=1, max_size=5), st.integers(0, 9_999))
+def test_a_label_that_names_a_row_of_a_batch_meets_its_hash(batch, row):
+    of_row = row_hashes(id_hashes([batch]), np.array([row]))
+    assert id_hashes([f"{batch}#{row}"]) == of_row
+
+
+@given(st.text(max_size=3), st.sampled_from(["#", "#07", "#-1", "#1.0", "#12345", "#²", "# 1"]))
+def test_only_the_one_spelling_of_a_row_is_taken_for_it(batch, tail):
+    alone = id_hashes([batch + tail])
+    for row in (0, 1, 2, 7):
+        assert alone != row_hashes(id_hashes([batch]), np.array([row]))
+
+
+def test_rows_of_batches_have_hashes_of_their_own():
+    batches = id_hashes(f"b{i}" for i in range(50))
+    every = np.concatenate([row_hashes(h, np.arange(2_000)) for h in batches] + [batches])
+    assert np.unique(every).size == every.size

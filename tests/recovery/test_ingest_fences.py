@@ -466,7 +466,7 @@ def test_batches_count_like_single_rows_with_ids_of_their_own(store, log):
         status=["ok", "ok", "error"],
     )
     log.send(IN, batch, T0)
-    log.send(IN, Inference(id="b-1", model="m", version="1", time=T0, features={"x": 2.0}), T0)
+    log.send(IN, Inference(id="b#1", model="m", version="1", time=T0, features={"x": 2.0}), T0)
     drain(member(store, log))
     state = whole(store).state
     assert entry(store).unit("row") | {"held": 0} == {"counted": 3, "duplicate": 1, "held": 0}

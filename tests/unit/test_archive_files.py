@@ -131,7 +131,7 @@ def test_rows_of_a_batch_message_are_archived_one_by_one(world):
     world.log.send(ROWS, batch, T0)
     archive, _ = world.archive()
     archive.step()
-    assert world.archived() == ["b-0", "b-1"]
+    assert world.archived() == ["b#0", "b#1"]
     assert world.archived(column="f.x") == [1.5, None]
 
 

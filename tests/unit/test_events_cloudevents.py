@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_ids_of_events_are_deterministic_and_tell_revisions_apart() -> None:
 def test_a_batch_is_the_same_as_its_rows() -> None:
     batch = EXAMPLES["batch"]
     assert isinstance(batch, InferenceBatch)
-    assert [row.id for row in batch_rows(batch)] == [f"{batch.id}-0", f"{batch.id}-1"]
+    assert [row.id for row in batch_rows(batch)] == [f"{batch.id}#0", f"{batch.id}#1"]
     assert [row.features for row in batch_rows(batch)] == [
         {"income": 41_000, "channel": "web"},
         {"income": 52_000, "channel": None},
@@ -272,11 +273,14 @@ def typed(features: dict[str, Any], also: tuple[str, ...] = (), model: str = "m"
     return typed_inference_decoder(CONTRACT, also).decode(*encode_structured(event, "s"))
 
 
-def test_typed_features_come_in_the_contracts_order() -> None:
+def test_typed_features_are_numbers_and_then_categories() -> None:
     event = typed({"c": "web", "x 1": 3})
     assert msgspec.structs.astuple(event.features) == (3.0, "web")
     assert (event.id, event.model, event.time) == ("a", "m", 1)
-    assert msgspec.structs.astuple(typed({}).features) == (None, None)
+    absent, category = msgspec.structs.astuple(typed({}).features)
+    assert math.isnan(absent)
+    assert category is None
+    assert typed({"x 1": None}).features.n0 is None
 
 
 @pytest.mark.parametrize("features", [{"x 1": "3"}, {"x 1": True}, {"c": 3}, {"new": 1}])
@@ -303,11 +307,44 @@ def test_a_batch_is_read_as_typed_columns() -> None:
     assert caught.value.reason is Reason.UNEQUAL_COLUMNS
 
 
-def test_binary_mode_is_left_to_the_generic_reader_and_bare_data_is_not() -> None:
+def test_bare_and_binary_messages_are_read_typed() -> None:
     event = Inference(id="a", model="m", version="1", time=1, features={"x 1": 1})
+    batch = InferenceBatch(id="b", model="m", version="1", time=1, rows=1, features={"x 1": [1]})
     decoder = typed_inference_decoder(CONTRACT)
-    assert decoder.decode(*encode_binary(event, "s")) is None
-    assert decoder.decode(msgspec.json.encode(event), []).features.f0 == 1.0
+    assert decoder.decode(*encode_binary(event, "s")).features.n0 == 1.0
+    assert decoder.decode(*encode_binary(batch, "s")).features.n0 == [1.0]
+    assert decoder.decode(msgspec.json.encode(event), []).features.n0 == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ce_type", b"io.trimtab.label.v1"),
+        ("ce_specversion", b"0.3"),
+        ("content-type", b"text/plain"),
+        ("CE_TYPE", b"io.trimtab.label.v1"),
+        ("anything", b"else"),
+    ],
+)
+def test_headers_that_are_not_plainly_ours_are_left_to_the_generic_reader(
+    name: str, value: bytes
+) -> None:
+    event = Inference(id="a", model="m", version="1", time=1)
+    body, headers = encode_binary(event, "s")
+    changed = [header for header in headers if header[0] != name] + [(name, value)]
+    assert typed_inference_decoder(CONTRACT).decode(body, changed) is None
+
+
+@pytest.mark.parametrize("gone", ["id", "source", "specversion"])
+def test_an_envelope_without_a_required_attribute_is_read_by_no_reader(gone: str) -> None:
+    body, headers = encode_structured(Inference(id="a", model="m", version="1", time=1), "s")
+    envelope = msgspec.json.decode(body)
+    del envelope[gone]
+    body = msgspec.json.encode(envelope)
+    assert typed_inference_decoder(CONTRACT).decode(body, headers) is None
+    with pytest.raises(DecodeError) as caught:
+        decode(body, headers, "inference")
+    assert caught.value.reason is Reason.MISSING_FIELD
 
 
 @given(st.binary(max_size=200))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from trimtab.stats.coded import count_categories
 from trimtab.stats.cuts import (
     CATEGORY_SPECIAL,
     NUMERIC_SPECIAL,
@@ -16,7 +17,6 @@ from trimtab.stats.cuts import (
     build_category_cuts,
     build_numeric_cuts,
     category_key,
-    count_categories,
     count_numeric,
     model_cuts,
     numeric_column,

@@ -10,8 +10,9 @@ ever raised, whatever the bytes are. Duplicate keys in an object: the last one w
 JSON readers.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, cast
@@ -291,9 +292,9 @@ def batch_columns(batch: InferenceBatch) -> dict[str, Sequence[object]]:
 
 
 def batch_rows(batch: InferenceBatch) -> list[Inference]:
-    """Return the batch's rows as single inferences. Row i has `ids[i]`, or "{id}-{i}"."""
+    """Return the batch's rows as single inferences. Row i has `ids[i]`, or "{id}#{i}"."""
     columns = {name: column for name, column in batch_columns(batch).items() if "." not in name} | {
-        "id": batch.ids or [f"{batch.id}-{index}" for index in range(batch.rows)]
+        "id": batch.ids or [f"{batch.id}#{index}" for index in range(batch.rows)]
     }
     columns.pop("ids", None)
     fixed: dict[str, Any] = {
@@ -359,46 +360,120 @@ def _validation_reason(text: str) -> Reason:
 class TypedInferenceDecoder:
     """Reads the inferences of one model with its declared features as typed Struct fields.
 
-    Numbers are float or None, categories str or None. A message that does not fit (another model,
-    a feature of the wrong type, an undeclared feature) gives None: read it with the module's
-    `decode`, which accepts any scalar, and count there what does not fit. Undeclared features named
-    in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer that always
-    sends one more column does not take the slow way.
+    Numbers are floats (NaN when absent, None when null), categories str or None. A message that does
+    not fit (another model, a feature of the wrong type, an undeclared feature) gives None: read it with
+    the module's `decode`, which accepts any scalar, and count there what does not fit. Undeclared
+    features named in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer
+    that always sends one more column does not take the slow way.
+
+    Attributes:
+        numbers, categories: the contract's features of either kind, in its order.
+        category_fields: the names of the categories' fields in the result's `features`, whose fields
+            are the numbers, then the categories, then those of `also`.
+
     """
 
     def __init__(self, contract: Contract, also: Sequence[str] = ()) -> None:
         self.model = contract.name
-        self.features = tuple(contract.features)
+        self.numbers = tuple(n for n, f in contract.features.items() if f.kind == "number")
+        self.categories = tuple(n for n, f in contract.features.items() if f.kind != "number")
+        self.category_fields = tuple(f"c{index}" for index in range(len(self.categories)))
         self.also = tuple(name for name in also if name not in contract.features)
-        row = _typed_inference(contract, self.also, batch=False)
-        batch = _typed_inference(contract, self.also, batch=True)
-        self._bare = msgspec.json.Decoder(row)
-        self._structured = msgspec.json.Decoder(
+        row, batch = self._typed(batch=False), self._typed(batch=True)
+        self._decode_row = msgspec.json.Decoder(row).decode
+        self._decode_batch = msgspec.json.Decoder(batch).decode
+        self._decode_structured = msgspec.json.Decoder(
             _typed_envelope("One", INFERENCE_TYPE, row) | _typed_envelope("Many", BATCH_TYPE, batch)  # type: ignore[arg-type,unused-ignore]
-        )
+        ).decode
 
     def decode(self, value: bytes, headers: Headers) -> Any | None:
-        """Return a typed inference or batch, or None where `decode` has to read the message.
+        """Return a typed inference or batch, or None where the module's `decode` has to read the message.
 
-        The result has the fields of Inference or InferenceBatch; its `features` is a Struct with
-        fields f0, f1, … in the contract's order (`msgspec.structs.astuple` gives them), in a batch
-        each a list, empty when the column is absent. Binary mode with its many headers is left to
-        `decode`. Raises DecodeError for what no reader accepts.
+        The result has the fields of Inference or InferenceBatch; its `features` is a Struct (see the
+        class; `msgspec.structs.astuple` gives its values), in a batch of lists, empty when the column
+        is absent. Raises DecodeError for what no reader accepts.
         """
         if len(value) > MESSAGE_BYTES_MAX:
             return None
         try:
             event: Any
             if not headers:
-                event = self._bare.decode(value)
-            elif len(headers) == 1 and headers[0][1] == STRUCTURED_CONTENT_TYPE:
-                event = self._structured.decode(value).data
+                event = self._decode_row(value)
+            elif len(headers) == 1:
+                if headers[0][1] != STRUCTURED_CONTENT_TYPE:
+                    return None
+                event = self._decode_structured(value).data
+            elif (read := self._reader_of(headers)) is not None:
+                event = read(value)
             else:
                 return None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
             return None
-        _check(event, value)
+        if type(event.time) is not int or type(event) is self._batch or b"\\u0000" in value:
+            _check(event, value)
         return event
+
+    def _reader_of(self, headers: Headers) -> Callable[[bytes], Any] | None:
+        """Return the reader of a message in binary mode, None where it is not plainly one of ours."""
+        event_type = spec_version = b""
+        for name, header in headers:
+            if name == "ce_type":
+                event_type = header or b""
+            elif name == "ce_specversion":
+                spec_version = header or b""
+            elif name == "content-type":
+                if header != b"application/json":
+                    return None
+            elif name not in _PLAIN_HEADERS:  # it may be one of these in capitals
+                return None
+        if spec_version != b"1.0":
+            return None
+        if event_type == _INFERENCE_TYPE_BYTES:
+            return self._decode_row
+        return self._decode_batch if event_type == _BATCH_TYPE_BYTES else None
+
+    def _typed(self, *, batch: bool) -> type[Struct]:
+        base = InferenceBatch if batch else Inference
+        names: dict[str, str] = {}
+        spec: list[tuple[str, Any, Any]] = []
+
+        def add(key: str, name: str, kind: Any, default: Any) -> None:
+            names[key] = name
+            if batch:
+                kind, default = list[kind], field(default_factory=list)
+            spec.append((key, kind, default))
+
+        for index, name in enumerate(self.numbers):
+            # NaN for an absent one, so that a row of numbers is packed without a look at each.
+            add(f"n{index}", name, float | None, math.nan)
+        for key, name in zip(self.category_fields, self.categories, strict=True):
+            add(key, name, str | None, None)
+        for index, name in enumerate(self.also):
+            names[f"x{index}"] = name
+            spec.append((f"x{index}", msgspec.Raw | UnsetType, UNSET))
+        features = defstruct(
+            "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
+        )
+        made = defstruct(
+            f"Typed{base.__name__}",
+            [
+                ("model", Literal[self.model]),
+                ("features", features, field(default_factory=features)),
+            ],
+            bases=(base,),
+            kw_only=True,
+            frozen=True,
+            gc=False,  # trees of values: the collector finds nothing in them
+        )
+        if batch:
+            self._batch = made
+        return made
+
+
+_PLAIN_HEADERS = frozenset(
+    ("ce_id", "ce_source", "ce_time", "ce_subject", "ce_dataschema", "ce_partitionkey")
+)
+_INFERENCE_TYPE_BYTES, _BATCH_TYPE_BYTES = INFERENCE_TYPE.encode(), BATCH_TYPE.encode()
 
 
 def typed_inference_decoder(contract: Contract, also: Sequence[str] = ()) -> TypedInferenceDecoder:
@@ -406,39 +481,20 @@ def typed_inference_decoder(contract: Contract, also: Sequence[str] = ()) -> Typ
     return TypedInferenceDecoder(contract, also)
 
 
-def _typed_inference(contract: Contract, also: Sequence[str], *, batch: bool) -> type[Struct]:
-    base = InferenceBatch if batch else Inference
-    names = {f"f{index}": name for index, name in enumerate(contract.features)}
-    spec: list[tuple[str, Any, Any]] = []
-    for key, name in names.items():
-        scalar: Any = float | None if contract.features[name].kind == "number" else str | None
-        default: Any = field(default_factory=list) if batch else None
-        spec.append((key, list[scalar] if batch else scalar, default))
-    for index, name in enumerate(also):
-        names[f"x{index}"] = name
-        spec.append((f"x{index}", msgspec.Raw | UnsetType, UNSET))
-    features = defstruct(
-        "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
-    )
-    return defstruct(
-        f"Typed{base.__name__}",
-        [
-            ("model", Literal[contract.name]),
-            ("features", features, field(default_factory=features)),
-        ],
-        bases=(base,),
-        kw_only=True,
-        frozen=True,
-    )
-
-
 def _typed_envelope(name: str, event_type: str, data: type[Struct]) -> type[Struct]:
     return defstruct(
         name,
-        [("specversion", Literal["1.0"]), ("data", data)],
+        [
+            ("specversion", Literal["1.0"]),
+            ("id", str),
+            ("source", str),
+            ("data", data),
+            ("datacontenttype", Literal["application/json"], "application/json"),
+        ],
         tag_field="type",
         tag=event_type,
         frozen=True,
+        gc=False,
     )
 
 

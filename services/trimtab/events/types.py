@@ -93,7 +93,7 @@ class Inference(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class InferenceBatch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Many inferences of one model version in one message, as columns of equal length.
 
-    Row i has the id `ids[i]`, or `"{id}-{i}"` when `ids` is absent.
+    Row i has the id `ids[i]`, or `"{id}#{i}"` when `ids` is absent.
     """
 
     id: Id

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
-from trimtab.monitor.columns import Ints, Mask, Objects, Rows
+from trimtab.monitor.columns import Codes, Ints, Mask, Numbers, Rows
 from trimtab.monitor.views import ModelView
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
-from trimtab.stats.cuts import CategoryCuts, ModelCuts, NumericCuts, category_key, numeric_column
+from trimtab.stats.coded import Coded
+from trimtab.stats.cuts import CategoryCuts, Key, ModelCuts, NumericCuts
 from trimtab.store.labels import Group
 from trimtab.windows import abnormal
+from trimtab.windows.panes import split_by
 
 MOST_SEGMENTS = 20
 OTHER, MISSING = "other", "missing"
 _SEGMENT_CHARS_MAX = 120
+_MISSING: frozenset[Key] = frozenset((None,))
+_NO_CATEGORY: frozenset[Key] = frozenset((False,))
 
 STATUS_RULES = {
     "error": abnormal.ERROR,
@@ -40,23 +43,20 @@ class Segments:
             if value not in (OTHER, MISSING):
                 self._met.setdefault(column, set()).add(value)
 
-    def names(self, view: ModelView, column: str, values: Objects) -> list[str]:
+    def names(self, view: ModelView, column: str, values: Coded) -> Coded:
         """Return "column=value" for each row."""
         feature = view.contract.features.get(column)
         declared = feature.values if feature is not None else ()
         known = set(declared[:MOST_SEGMENTS]) if declared else self._met.setdefault(column, set())
-        names: dict[Any, str] = {}
-        result = []
-        for value in values:
-            key = value if isinstance(value, str) else category_key(value)
-            name = names.get(key)
-            if name is None:
-                name = names[key] = f"{column}={self._name(key, known, grows=not declared)}"
-            result.append(name)
-        return result
+        # In the order of the rows, so that a re-read in other batches names the same ones.
+        names = {
+            key: f"{column}={self._name(key, known, grows=not declared)}"
+            for key in values.present()
+        }
+        return values.map([names.get(key, "") for key in values.keys])
 
     @staticmethod
-    def _name(key: str | bool | None, known: set[str], *, grows: bool) -> str:
+    def _name(key: Key, known: set[str], *, grows: bool) -> str:
         if not isinstance(key, str):
             return MISSING
         key = key[:_SEGMENT_CHARS_MAX]
@@ -71,22 +71,32 @@ class Segments:
 class Grouping(Struct):
     """The groups of a batch of rows: `codes[i]` is the place of row i's group in `groups`."""
 
-    codes: Ints
+    codes: Codes
     groups: list[Group]
 
 
 def group_rows(view: ModelView, rows: Rows, segments: Segments) -> Grouping:
     """Group rows by version, arm, traffic revision and segments."""
-    columns = []
+    columns = [rows.version, rows.arm]
     for name in view.contract.windows.segments:
         values = rows.categories.get(name, rows.attributes.get(name))
         if values is not None:
             columns.append(segments.names(view, name, values))
-    keys = zip(rows.version, rows.arm, rows.revision.tolist(), *columns, strict=True)
-    places: dict[tuple[Any, ...], int] = {}
-    codes = [places.setdefault(key, len(places)) for key in keys]
-    groups = [Group(key[0], key[1], key[2], key[3:]) for key in places]
-    return Grouping(np.array(codes, dtype=np.int64), groups)
+    codes = np.zeros(rows.size, np.int64)
+    if rows.size and (rows.revision != rows.revision[0]).any():
+        codes = np.unique(rows.revision, return_inverse=True)[1].reshape(-1)
+    for column in columns:
+        if len(column.keys) > 1:
+            codes = codes * len(column.keys) + column.codes
+    if rows.size and not codes.any():  # no rollout, one version, no segments: the common case
+        first = np.zeros(1, np.int64)
+    else:
+        _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+    groups = []
+    for row in first.tolist():
+        version, arm, *named = (str(column.keys[column.codes[row]]) for column in columns)
+        groups.append(Group(version, arm, int(rows.revision[row]), tuple(named)))
+    return Grouping(codes.reshape(-1).astype(np.int32), groups)
 
 
 # --- abnormal rows --------------------------------------------------------------------------------
@@ -113,31 +123,28 @@ def rule_masks(view: ModelView, cuts: ModelCuts | None, rows: Rows) -> dict[str,
 
 
 def _request_rules(view: ModelView, cuts: ModelCuts | None, rows: Rows, add: Any) -> None:
-    features = view.contract.features
-    for name, column in rows.numeric.items():
-        feature, values = features[name], column.values
-        if column.errors is not None:
-            add(abnormal.TYPE_ERROR, column.errors)
+    features, errors = view.contract.features, rows.number_errors
+    if errors is not None:
+        add(abnormal.TYPE_ERROR, errors.any(axis=0))
+    for place, (name, values) in enumerate(zip(rows.number_names, rows.numbers, strict=True)):
+        feature = features[name]
         if feature.required:
             absent = np.isnan(values)
-            add(
-                abnormal.MISSING_REQUIRED,
-                absent if column.errors is None else absent & ~column.errors,
-            )
+            add(abnormal.MISSING_REQUIRED, absent if errors is None else absent & ~errors[place])
         if feature.min is not None:
             add(abnormal.OUT_OF_RANGE, values < feature.min)
         if feature.max is not None:
             add(abnormal.OUT_OF_RANGE, values > feature.max)
         add(abnormal.NOT_FINITE, np.isinf(values))
-    for name, objects in rows.categories.items():
-        keys = [v if isinstance(v, str) else category_key(v) for v in objects]
+    for name, column in rows.categories.items():
         known = _known_categories(view, cuts, name)
         if features[name].required:
-            add(abnormal.MISSING_REQUIRED, np.array([k is None for k in keys], np.bool_))
-        add(abnormal.TYPE_ERROR, np.array([k is False for k in keys], np.bool_))
+            add(abnormal.MISSING_REQUIRED, column.mask(_MISSING))
+        add(abnormal.TYPE_ERROR, column.mask(_NO_CATEGORY))
         if known is not None:
-            unseen = [isinstance(k, str) and k not in known for k in keys]
-            add(abnormal.UNSEEN_CATEGORY, np.array(unseen, np.bool_))
+            unseen = [key for key in column.keys if isinstance(key, str) and key not in known]
+            if unseen:
+                add(abnormal.UNSEEN_CATEGORY, column.mask(frozenset(unseen)))
 
 
 def _known_categories(view: ModelView, cuts: ModelCuts | None, name: str) -> Any | None:
@@ -149,15 +156,21 @@ def _known_categories(view: ModelView, cuts: ModelCuts | None, name: str) -> Any
 
 
 def _response_rules(view: ModelView, rows: Rows, add: Any) -> None:
-    ok = rows.status == "ok"
     for status, rule in STATUS_RULES.items():
-        add(rule, np.asarray(rows.status == status, np.bool_))
-    absent = np.array([p is None for p in rows.prediction], np.bool_)
-    add(abnormal.MISSING_PREDICTION, absent & np.asarray(ok, np.bool_))
-    classes = frozenset(view.contract.prediction.classes)
-    if classes and not view.regression:
-        unknown = [p is not None and category_key(p) not in classes for p in rows.prediction]
-        add(abnormal.UNKNOWN_CLASS, np.array(unknown, np.bool_))
+        if status in rows.status.keys:
+            add(rule, rows.status.mask((status,)))
+    answers = rows.answers
+    if isinstance(answers, Coded):
+        absent = answers.mask(_MISSING)
+        classes = frozenset(view.contract.prediction.classes)
+        unknown = [key for key in answers.keys if key is not None and key not in classes]
+        if classes and unknown:
+            add(abnormal.UNKNOWN_CLASS, answers.mask(frozenset(unknown)))
+    else:
+        absent = np.isnan(answers.values)
+        if answers.errors is not None:
+            absent &= ~answers.errors
+    add(abnormal.MISSING_PREDICTION, absent & rows.status.mask(("ok",)))
     add(abnormal.BAD_SCORE, np.isinf(rows.score))
 
 
@@ -182,17 +195,13 @@ def count_rows(
 ) -> Iterator[Counted]:
     """Count rows per pane, version, arm, traffic revision and segment ("" = all of them)."""
     masks = rule_masks(view, cuts, rows)
-    parts: dict[tuple[int, str, str, int, str], list[Ints]] = {}
-    pairs, inverse = np.unique(np.stack((panes_ms, grouping.codes)), axis=1, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    bounds = np.searchsorted(inverse.reshape(-1)[order], np.arange(pairs.shape[1] + 1))
-    for place in range(pairs.shape[1]):
-        pane, code = (int(v) for v in pairs[:, place])
-        index = order[bounds[place] : bounds[place + 1]]
-        group = grouping.groups[code]
-        for segment in ("", *group.segments):
-            key = (pane, group.version, group.arm, group.traffic_revision, segment)
-            parts.setdefault(key, []).append(index)
+    parts: dict[tuple[int, str, str, int, str], list[Any]] = {}
+    for pane, in_pane in split_by(panes_ms):
+        for code, in_group in split_by(grouping.codes[in_pane]):
+            group = grouping.groups[code]
+            for segment in ("", *group.segments):
+                key = (pane, group.version, group.arm, group.traffic_revision, segment)
+                parts.setdefault(key, []).append(in_pane[in_group])
     for key, indices in parts.items():
         index = indices[0] if len(indices) == 1 else np.concatenate(indices)
         offsets = rows.offset[index]
@@ -205,34 +214,38 @@ def count_rows(
 
 
 def _state(
-    view: ModelView, cuts: ModelCuts, rows: Rows, masks: Mapping[str, Mask], index: Ints
+    view: ModelView, cuts: ModelCuts, rows: Rows, masks: Mapping[str, Mask], index: Any
 ) -> PaneState:
-    features = view.contract.features
+    features, errors = view.contract.features, rows.number_errors
+    numbers = np.sort(rows.numbers[:, index], axis=1)
     numeric = {
         name: Column(
-            column.values[index],
-            0 if column.errors is None else int(np.count_nonzero(column.errors[index])),
+            numbers[place],
+            0 if errors is None else int(np.count_nonzero(errors[place, index])),
             (features[name].min, features[name].max),
+            in_order=True,
         )
-        for name, column in rows.numeric.items()
+        for place, name in enumerate(rows.number_names)
     }
-    categories: dict[str, list[object]] = {
-        name: column[index].tolist() for name, column in rows.categories.items()
-    }
-    predictions = rows.prediction[index].tolist()
-    output = cuts.output.get("prediction")
-    if isinstance(output, NumericCuts):
-        numeric["prediction"] = Column(*numeric_column(predictions))
-    elif output is not None:
-        categories["prediction"] = predictions
+    categories = {name: column.take(index) for name, column in rows.categories.items()}
+    answers, output = rows.answers, cuts.output.get("prediction")
+    if isinstance(answers, Coded) and isinstance(output, CategoryCuts):
+        categories["prediction"] = answers.take(index)
+    elif isinstance(answers, Numbers) and isinstance(output, NumericCuts):
+        wrong = 0 if answers.errors is None else int(np.count_nonzero(answers.errors[index]))
+        numeric["prediction"] = Column(answers.values[index], wrong)
     if "score" in cuts.output:
         numeric["score"] = Column(rows.score[index])
+    status = rows.status.take(index)
     return observe_pane(
         cuts,
         index.size,
         numeric=numeric,
         categories=categories,
-        statuses=Counter(rows.status[index].tolist()),
+        statuses={
+            str(key): count
+            for key, count in zip(status.keys, status.counts().tolist(), strict=True)
+        },
         rules={rule: int(np.count_nonzero(mask[index])) for rule, mask in masks.items()},
         latency_ms=rows.latency_ms[index],
     )

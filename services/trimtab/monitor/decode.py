@@ -2,14 +2,17 @@
 
 The typed decoder of the model is tried first; a message that does not fit is read by the general one,
 which accepts any scalar, so that type errors are counted per feature. Nothing here raises on a payload.
+
+Records are read in chunks: a chunk's events become columns and are freed while the processor's cache
+still holds them, which halves the cost of decoding (docs/performance.md).
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,13 +28,15 @@ from trimtab.monitor.columns import (
     Objects,
     Rows,
     concatenate,
+    floats,
     object_array,
 )
 from trimtab.monitor.views import ModelView, Views
 from trimtab.source import Record
+from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import category_key, numeric_column
 from trimtab.store.ledger import ClassKey
-from trimtab.windows.ids import Hashes, id_hashes
+from trimtab.windows.ids import WHOLE, Hashes, id_hashes, row_hashes
 
 UNIT_OF_ROLE: dict[Role, str] = {
     "inference": "row",
@@ -39,6 +44,8 @@ UNIT_OF_ROLE: dict[Role, str] = {
     "resources": "resource",
     "traffic": "resource",
 }
+CHUNK = 500
+"""Records decoded at a time; 200 to 1,000 cost the same, 20,000 two thirds more."""
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
 
@@ -105,78 +112,172 @@ def decode_records(
     Offsets in `poison` have made counting fail before: they are rejected as `internal_error`.
     """
     out = Decoded()
-    singles: dict[tuple[str, bool], list[tuple[int, Any]]] = {}
-    batches: dict[str, list[tuple[int, Any, bool]]] = {}
-    labels: dict[str, list[tuple[int, Label]]] = {}
-    view: ModelView | None = None
-    for index, record in enumerate(records):
-        event: Any = None
-        typed = False
-        if record.offset in poison:
-            unit = UNIT_OF_ROLE[role]
-            out.units[unit] += 1
-            text = "Counting this message failed; see the monitor's log."
-            out.rejects.append(Reject(index, unit, "", "internal_error", text))
-            continue
-        if role == "inference" and record.value:
-            event, view = _typed(record, view, views)
-            typed = event is not None
-        if event is None:
-            try:
-                event = decode(record.value, record.headers, role)
-            except DecodeError as error:
-                unit = UNIT_OF_ROLE[role]
-                out.units[unit] += 1
-                out.rejects.append(Reject(index, unit, "", error.reason.value, error.detail))
-                continue
-        out.fast += typed
-        unit, count = _unit(event)
-        out.units[unit] += count
-        known = views.get(event.model)
-        if known is None:
-            out.ignored[ClassKey(unit, "", "ignored", "unknown_model")] += count
-        elif known.topics and unit == "row" and topic not in known.topics:
-            text = f"The contract of {event.model!r} binds it to {', '.join(sorted(known.topics))}."
-            out.rejects.append(Reject(index, unit, event.model, "wrong_topic", text, count))
-        elif isinstance(event, Inference):
-            singles.setdefault((event.model, typed), []).append((index, event))
-        elif isinstance(event, InferenceBatch):
-            batches.setdefault(event.model, []).append((index, event, typed))
-        elif isinstance(event, Label):
-            labels.setdefault(event.model, []).append((index, event))
-        elif isinstance(event, Resource):
-            out.resources.append(
-                ResourceRow(
-                    *(index, event.model, event.version, event.instance),
-                    time_ms(event.time),
-                    event.sample,
-                )
-            )
-        else:  # a traffic event on a topic of ours: nothing to count it under
-            out.ignored[ClassKey(unit, event.model, "ignored", "traffic")] += count
-    _gather(out, singles, batches, records, views)
-    for model, items in labels.items():
-        _gather_labels(out, views[model], items)
+    read = _Reading(out, role, topic, views, poison)
+    for start in range(0, len(records), CHUNK):
+        read.chunk(records[start : start + CHUNK], start)
+    read.finish(records)
     return out
 
 
-def _typed(
-    record: Record, view: ModelView | None, views: Views
-) -> tuple[Any | None, ModelView | None]:
-    """Try the decoder of the last record's model, then of the model the bytes seem to name."""
-    value = record.value or b""
-    try:
-        if view is not None:
-            event = view.decoder.decode(value, record.headers)
-            if event is not None:
-                return event, view
+class _Reading:
+    """What is known in the course of one batch."""
+
+    def __init__(
+        self, out: Decoded, role: Role, topic: str, views: Views, poison: frozenset[int]
+    ) -> None:
+        self.out, self.role, self.topic, self.views, self.poison = out, role, topic, views, poison
+        self.blocks: dict[str, list[Rows]] = {}
+        self.labels: dict[str, list[tuple[int, Label]]] = {}
+        self._view: ModelView | None = None
+        self._bound: dict[str, bool] = {}
+
+    def chunk(self, records: Sequence[Record], start: int) -> None:
+        """Read the next records; the first has the index `start` in the batch."""
+        singles: dict[str, tuple[list[int], list[Any]]] = {}
+        general: dict[str, tuple[list[int], list[Any]]] = {}
+        inference = self.role == "inference"
+        view, model, rows = self._view, None, 0
+        read = None if view is None else view.decoder.decode
+        indices: list[int] = []
+        events: list[Any] = []
+        for index, record in enumerate(records, start):
+            value = record.value
+            if not inference or not value or self.poison:
+                self._general(index, record, general)
+                continue
+            try:
+                event = None if read is None else read(value, record.headers)
+                if event is None and (named := self._named(value, view)) is not None:
+                    event = named.decoder.decode(value, record.headers)
+                    if event is not None:
+                        view, read = named, named.decoder.decode
+            except DecodeError:
+                event = None  # the general decoder says it again, with the reason
+            if event is None:
+                self._general(index, record, general)
+            elif isinstance(event, InferenceBatch):
+                self._batch(index, event, typed=True)
+            elif self._is_bound_elsewhere(event.model):
+                self._wrong_topic(index, "row", event.model, 1)
+            else:
+                if event.model != model:
+                    model = event.model
+                    indices, events = singles.setdefault(model, ([], []))
+                indices.append(index)
+                events.append(event)
+                rows += 1
+        self._view = view
+        self.out.units["row"] += rows
+        self.out.fast += rows
+        for known, (places, found) in singles.items():
+            self._singles(self.views[known], places, found, typed=True)
+        for known, (places, found) in general.items():
+            self.views[known].meet(name for event in found for name in event.features)
+            self._singles(self.views[known], places, found, typed=False)
+
+    def finish(self, records: Sequence[Record]) -> None:
+        """Put the blocks together."""
+        offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
+        stamps = np.fromiter((r.timestamp for r in records), np.int64, len(records))
+        for model, parts in self.blocks.items():
+            rows = concatenate(parts)
+            rows.offset = offsets[rows.record]
+            rows.record_ms = stamps[rows.record]
+            self.out.rows[model] = rows
+        for model, items in self.labels.items():
+            _gather_labels(self.out, self.views[model], items)
+
+    # --- one record -------------------------------------------------------------------------------
+
+    def _named(self, value: bytes, view: ModelView | None) -> ModelView | None:
+        """Return the contract of the model that the bytes seem to name, if it is another one."""
         found = _MODEL.search(value)
-        named = views.get(found[1].decode("utf-8", "replace")) if found else None
-        if named is None or named is view:
-            return None, view
-        return named.decoder.decode(value, record.headers), named
-    except DecodeError:
-        return None, view  # the general decoder says it again, with the reason
+        named = self.views.get(found[1].decode("utf-8", "replace")) if found else None
+        return None if named is view else named
+
+    def _is_bound_elsewhere(self, model: str) -> bool:
+        bound = self._bound.get(model)
+        if bound is None:
+            topics = self.views[model].topics
+            bound = self._bound[model] = bool(topics) and self.topic not in topics
+        return bound
+
+    def _wrong_topic(self, index: int, unit: str, model: str, rows: int) -> None:
+        self.out.units[unit] += rows
+        topics = ", ".join(sorted(self.views[model].topics))
+        text = f"The contract of {model!r} binds it to {topics}."
+        self.out.rejects.append(Reject(index, unit, model, "wrong_topic", text, rows))
+
+    def _general(
+        self, index: int, record: Record, singles: dict[str, tuple[list[int], list[Any]]]
+    ) -> None:
+        """Read a record with the general decoder."""
+        out, unit = self.out, UNIT_OF_ROLE[self.role]
+        if record.offset in self.poison:
+            out.units[unit] += 1
+            text = "Counting this message failed; see the monitor's log."
+            out.rejects.append(Reject(index, unit, "", "internal_error", text))
+            return
+        try:
+            event = decode(record.value, record.headers, self.role)
+        except DecodeError as error:
+            out.units[unit] += 1
+            out.rejects.append(Reject(index, unit, "", error.reason.value, error.detail))
+            return
+        unit, count = _unit(event)
+        if event.model not in self.views:
+            out.units[unit] += count
+            out.ignored[ClassKey(unit, "", "ignored", "unknown_model")] += count
+            return
+        match event:
+            case Inference() if self._is_bound_elsewhere(event.model):
+                self._wrong_topic(index, unit, event.model, 1)
+            case Inference():
+                out.units[unit] += 1
+                places, events = singles.setdefault(event.model, ([], []))
+                places.append(index)
+                events.append(event)
+            case InferenceBatch():
+                self._batch(index, event, typed=False)
+            case Label():
+                out.units[unit] += 1
+                self.labels.setdefault(event.model, []).append((index, event))
+            case Resource():
+                out.units[unit] += 1
+                out.resources.append(
+                    ResourceRow(
+                        *(index, event.model, event.version, event.instance),
+                        time_ms(event.time),
+                        event.sample,
+                    )
+                )
+            case _:  # a traffic event on a topic of ours: nothing to count it under
+                out.units[unit] += count
+                out.ignored[ClassKey(unit, event.model, "ignored", "traffic")] += count
+
+    # --- blocks -----------------------------------------------------------------------------------
+
+    def _singles(
+        self, view: ModelView, places: list[int], events: list[Any], *, typed: bool
+    ) -> None:
+        block = _single_block(view, np.array(places, np.int64), events, typed=typed)
+        self.blocks.setdefault(view.model, []).append(block)
+        self.out.beside += [
+            ResourceRow(at, view.model, e.version, "", time_ms(e.time), e.resources)
+            for at, e in zip(places, events, strict=True)
+            if e.resources is not None
+        ]
+
+    def _batch(self, index: int, event: Any, *, typed: bool) -> None:
+        if self._is_bound_elsewhere(event.model):
+            self._wrong_topic(index, "row", event.model, event.rows)
+            return
+        view = self.views[event.model]
+        self.out.units["row"] += event.rows
+        self.out.fast += typed
+        if not typed:
+            view.meet(event.features)
+        self.blocks.setdefault(view.model, []).append(_batch_block(view, index, event, typed=typed))
 
 
 def _unit(event: Any) -> tuple[str, int]:
@@ -194,54 +295,46 @@ def _unit(event: Any) -> tuple[str, int]:
 # --- inference rows -------------------------------------------------------------------------------
 
 
-def _gather(
-    out: Decoded,
-    singles: dict[tuple[str, bool], list[tuple[int, Any]]],
-    batches: dict[str, list[tuple[int, Any, bool]]],
-    records: Sequence[Record],
-    views: Views,
-) -> None:
-    offsets = np.fromiter((r.offset for r in records), np.int64, len(records))
-    stamps = np.fromiter((r.timestamp for r in records), np.int64, len(records))
-    blocks: dict[str, list[Rows]] = {}
-    for (model, typed), items in singles.items():
-        view = views[model]
-        if not typed:
-            view.meet(name for _, event in items for name in event.features)
-        index = np.fromiter((i for i, _ in items), np.int64, len(items))
-        events = [event for _, event in items]
-        blocks.setdefault(model, []).append(_single_block(view, index, events, typed=typed))
-        out.beside += [
-            ResourceRow(i, model, e.version, "", time_ms(e.time), e.resources)
-            for i, e in items
-            if e.resources is not None
-        ]
-    for model, many in batches.items():
-        for i, event, typed in many:
-            if not typed:
-                views[model].meet(event.features)
-            blocks.setdefault(model, []).append(_batch_block(views[model], i, event, typed=typed))
-    for model, parts in blocks.items():
-        rows = concatenate(parts)
-        rows.offset = offsets[rows.record]
-        rows.record_ms = stamps[rows.record]
-        out.rows[model] = rows
-
-
 def _single_block(view: ModelView, index: Ints, events: list[Any], *, typed: bool) -> Rows:
-    names = events[0].__struct_fields__
-    fields = dict(zip(names, zip(*map(msgspec.structs.astuple, events), strict=True), strict=True))
-    declared = tuple(view.contract.features)
+    n = len(events)
+    ids = [e.id for e in events]
+    given = [e.features for e in events]
     if typed:
-        tuples = zip(*map(msgspec.structs.astuple, fields["features"]), strict=True)
-        columns: dict[str, Sequence[Any]] = dict(zip(declared, tuples, strict=False))
+        numbers, errors = _typed_numbers(len(view.numbers), given), None
+        categories = {
+            name: Coded.of_text([getattr(f, field) for f in given])
+            for name, field in zip(view.categories, view.decoder.category_fields, strict=True)
+        }
     else:
-        columns = {name: [f.get(name) for f in fields["features"]] for name in declared}
-    attributes = {
-        name: object_array(a.get(name) for a in fields["attributes"]) for name in view.attributes
-    }
-    scores = _scores(view, fields["scores"])
-    return _rows(view, index, fields, columns, attributes, scores, typed=typed)
+        numbers, errors = _matrix([[f.get(name) for f in given] for name in view.numbers], n)
+        categories = {name: Coded.of_keys([f.get(name) for f in given]) for name in view.categories}
+    revisions = [e.traffic_revision for e in events]
+    return Rows(
+        record=index,
+        offset=index,
+        record_ms=index,
+        times_ms=_times([e.time for e in events]),
+        ids=object_array(ids),
+        batch_row=np.full(n, WHOLE, np.int32),
+        hashes=id_hashes(ids),
+        version=Coded.of_text([e.version for e in events]),
+        arm=Coded.of_text([e.arm or "" for e in events]),
+        revision=np.array([r or 0 for r in revisions], np.int64)
+        if any(revisions)
+        else np.zeros(n, np.int64),
+        status=Coded.of_text([e.status for e in events]),
+        latency_ms=floats([e.latency_ms for e in events]),
+        score=_scores(view, [e.scores for e in events]),
+        answers=_answers(view, [e.prediction for e in events]),
+        numbers=numbers,
+        number_errors=errors,
+        number_names=view.numbers,
+        categories=categories,
+        attributes={
+            name: Coded.of_keys([e.attributes.get(name) for e in events])
+            for name in view.attributes
+        },
+    )
 
 
 def _batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Rows:
@@ -249,81 +342,109 @@ def _batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Ro
     nothing: list[Any] = [None] * n
     if typed:
         lists = msgspec.structs.astuple(event.features)
-        columns: dict[str, Sequence[Any]] = {
-            name: column or nothing
-            for name, column in zip(view.contract.features, lists, strict=False)
+        k = len(view.numbers)
+        numbers = np.full((k, n), np.nan)
+        for row, column in zip(numbers, lists[:k], strict=True):
+            if column:
+                row[:] = floats(column)
+        errors = None
+        categories = {
+            name: Coded.of_text(column) if column else Coded.constant(None, n)
+            for name, column in zip(view.categories, lists[k:], strict=False)
         }
     else:
-        columns = {name: event.features.get(name, nothing) for name in view.contract.features}
-    fields: dict[str, Sequence[Any]] = {
-        "id": event.ids or [f"{event.id}-{i}" for i in range(n)],
-        "time": event.time if isinstance(event.time, list) else [event.time] * n,
-        "version": [event.version] * n,
-        "status": event.status or ["ok"] * n,
-    }
-    for name in ("arm", "traffic_revision", "latency_ms", "prediction"):
-        fields[name] = getattr(event, name) or nothing
-    attributes = {
-        name: object_array(event.attributes.get(name, nothing)) for name in view.attributes
-    }
-    dicts: Sequence[Any] = nothing
-    if event.scores:
-        keys = list(event.scores)
-        dicts = [
-            dict(zip(keys, row, strict=True)) for row in zip(*event.scores.values(), strict=True)
-        ]
+        given = event.features
+        numbers, errors = _matrix([given.get(name, nothing) for name in view.numbers], n)
+        categories = {name: Coded.of_keys(given.get(name, nothing)) for name in view.categories}
+    if event.ids:
+        ids, within, hashes = object_array(event.ids), np.full(n, WHOLE), id_hashes(event.ids)
+    else:
+        ids, within = np.full(n, event.id, np.object_), np.arange(n)
+        hashes = row_hashes(id_hashes([event.id]), within)
     index = np.full(n, record, np.int64)
-    return _rows(view, index, fields, columns, attributes, _scores(view, dicts), typed=typed)
-
-
-def _rows(
-    view: ModelView,
-    index: Ints,
-    fields: dict[str, Sequence[Any]],
-    columns: dict[str, Sequence[Any]],
-    attributes: dict[str, Objects],
-    scores: Floats,
-    *,
-    typed: bool,
-) -> Rows:
-    n = index.size
-    times = [t if type(t) is int else time_ms(t) for t in fields["time"]]
+    revisions = event.traffic_revision
+    scores = event.scores or {}
     return Rows(
         record=index,
         offset=index,
         record_ms=index,
-        times_ms=np.array(times, dtype=np.int64),
-        ids=object_array(fields["id"]),
-        version=object_array(fields["version"]),
-        arm=object_array(arm or "" for arm in fields["arm"]),
-        revision=np.array([r or 0 for r in fields["traffic_revision"]], dtype=np.int64),
-        status=object_array(fields["status"]),
-        latency_ms=np.array(fields["latency_ms"], dtype=np.float64).reshape(n),
-        prediction=object_array(fields["prediction"]),
-        score=scores,
-        numeric={name: _numbers(columns[name], typed=typed) for name in view.numbers},
-        categories={name: object_array(columns[name]) for name in view.categories},
-        attributes=attributes,
-        hashes=id_hashes(fields["id"]),
+        times_ms=_times(event.time)
+        if isinstance(event.time, list)
+        else np.full(n, time_ms(event.time), np.int64),
+        ids=ids,
+        batch_row=within.astype(np.int32),
+        hashes=hashes,
+        version=Coded.constant(event.version, n),
+        arm=Coded.of_text([arm or "" for arm in event.arm]) if event.arm else Coded.constant("", n),
+        revision=np.array([r or 0 for r in revisions], np.int64)
+        if revisions
+        else np.zeros(n, np.int64),
+        status=Coded.of_text(event.status) if event.status else Coded.constant("ok", n),
+        latency_ms=floats(event.latency_ms) if event.latency_ms else np.full(n, np.nan),
+        score=_batch_scores(view, scores, n),
+        answers=_answers(view, event.prediction or nothing),
+        numbers=numbers,
+        number_errors=errors,
+        number_names=view.numbers,
+        categories=categories,
+        attributes={
+            name: Coded.of_keys(event.attributes.get(name, nothing)) for name in view.attributes
+        },
     )
 
 
-def _numbers(values: Sequence[Any], *, typed: bool) -> Numbers:
-    if typed:  # float or None only
-        return Numbers(np.array(values, dtype=np.float64).reshape(len(values)))
-    column, errors = numeric_column(values)
-    if not errors:
-        return Numbers(column)
+def _times(times: Sequence[Any]) -> Ints:
+    try:
+        return np.array(times, dtype=np.int64)
+    except TypeError:  # some are datetimes
+        return np.array([time_ms(time) for time in times], dtype=np.int64)
+
+
+def _typed_numbers(k: int, given: list[Any]) -> Floats:
+    """Return the numeric features of typed rows, shape (k, n): they are the first k fields of each."""
+    tuples = list(map(msgspec.structs.astuple, given))
+    if len(tuples[0]) > k:
+        tuples = [values[:k] for values in tuples]
+    pack = struct.Struct(f"{k}d").pack
+    try:
+        # Three times as fast as numpy's own conversion.
+        rows = np.frombuffer(b"".join([pack(*values) for values in tuples]))
+    except struct.error:  # a null among them
+        rows = np.array(tuples, dtype=np.float64)
+    return rows.reshape(len(given), k).T.copy()
+
+
+def _matrix(columns: Sequence[Sequence[Any]], n: int) -> tuple[Floats, Any]:
+    """Return (numbers, which of the NaN are values of another kind or None for none), shape (k, n)."""
+    numbers = np.empty((len(columns), n))
+    errors = np.zeros(numbers.shape, np.bool_)
+    for row, values in enumerate(columns):
+        numbers[row], wrong = numeric_column(values)
+        if wrong:
+            errors[row] = _wrong(values, numbers[row])
+    return numbers, errors if errors.any() else None
+
+
+def _wrong(values: Sequence[Any], numbers: Floats) -> Any:
+    """Which values are of another kind: there is one, yet no number (JSON has no NaN)."""
     present = np.fromiter((v is not None for v in values), np.bool_, len(values))
-    return Numbers(column, present & np.isnan(column))
+    return present & np.isnan(numbers)
 
 
-def _scores(view: ModelView, scores: Iterable[dict[str, float] | None]) -> Floats:
+def _answers(view: ModelView, predictions: Sequence[Any]) -> Coded | Numbers:
+    if not view.regression:
+        return Coded.of_keys(predictions)
+    numbers, wrong = numeric_column(predictions)
+    return Numbers(numbers, _wrong(predictions, numbers) if wrong else None)
+
+
+def _scores(view: ModelView, scores: Sequence[dict[str, float] | None]) -> Floats:
     """Return the score of the positive class (binary) or of the likeliest class; NaN without."""
+    if not any(scores):
+        return np.full(len(scores), np.nan)
     if view.contract.task == "multiclass":
-        return np.array([max(s.values()) if s else None for s in scores], dtype=np.float64)
-    prediction = view.contract.prediction
-    names = [name for name in (prediction.score, prediction.positive) if name]
+        return floats([max(s.values()) if s else None for s in scores])
+    names = view.score_names
 
     def positive(given: dict[str, float] | None) -> float | None:
         if not given:
@@ -333,7 +454,20 @@ def _scores(view: ModelView, scores: Iterable[dict[str, float] | None]) -> Float
                 return given[name]
         return next(iter(given.values())) if len(given) == 1 else None
 
-    return np.array([positive(s) for s in scores], dtype=np.float64)
+    return floats([positive(s) for s in scores])
+
+
+def _batch_scores(view: ModelView, scores: Mapping[str, Sequence[float]], n: int) -> Floats:
+    """Return what `_scores` gives for the rows of these columns."""
+    if not scores:
+        return np.full(n, np.nan)
+    if view.contract.task == "multiclass":
+        best: Floats = np.maximum.reduce([floats(column) for column in scores.values()])
+        return best
+    name = next((name for name in view.score_names if name in scores), None)
+    if name is None and len(scores) == 1:
+        name = next(iter(scores))
+    return np.full(n, np.nan) if name is None else floats(scores[name])
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -381,8 +515,3 @@ def label_value(value: Any, *, regression: bool) -> str | float | None:
     except OverflowError:
         return None
     return number if np.isfinite(number) else None
-
-
-def prediction_values(predictions: Iterable[Any], *, regression: bool) -> list[str | float | None]:
-    """Return `label_value` of each prediction."""
-    return [label_value(p, regression=r) for p, r in zip(predictions, repeat(regression))]

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from sqlalchemy import Connection
 
 from trimtab.events.cloudevents import Role
-from trimtab.monitor.columns import Ints, Rows, concatenate
+from trimtab.monitor.columns import Ints, Numbers, Rows, concatenate, number_list
 from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
 from trimtab.monitor.decode import (
     Decoded,
@@ -23,12 +23,12 @@ from trimtab.monitor.decode import (
     Reject,
     ResourceRow,
     decode_records,
-    prediction_values,
 )
 from trimtab.monitor.sampling import Sampler
 from trimtab.monitor.views import ModelView, Views
 from trimtab.source import Record
 from trimtab.stats.aggregate import ResourceState
+from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes
 from trimtab.store.baselines import cuts_from_rows
@@ -137,9 +137,7 @@ class OwnedPartition:
             connection, self.claim.partition_id, model, from_ms
         ):
             for start, index in split_by(starts):
-                mine = state.hashes.setdefault(start, HashSet())
-                of_pane = hashes[index]
-                mine.add(of_pane[mine.first_seen(of_pane)])
+                state.hashes.setdefault(start, HashSet()).add_new(hashes[index])
 
     # --- the flush --------------------------------------------------------------------------------
 
@@ -307,13 +305,13 @@ class OwnedPartition:
                     # It was evicted, and only a longer lateness opens it again.
                     with self.store.read() as connection:
                         self._load_hashes(connection, model, state, start)
-            first = known.first_seen(rows.hashes[index])
-            fresh[index[first]] = True
-            known.add(rows.hashes[index[first]])
+            first = known.add_new(rows.hashes[index])
+            fresh[index if first is None else index[first]] = True
         return fresh
 
     def _see_versions(self, flush: Flush, model: str, rows: Rows) -> None:
-        for version in set(rows.version.tolist()):
+        for key in rows.version.present():
+            version = str(key)
             if (model, version) not in self.versions:
                 self.versions.add((model, version))
                 flush.versions.setdefault(model, set()).add(version)
@@ -379,7 +377,9 @@ class OwnedPartition:
         if not bodies:
             return
         state = self.models.setdefault(model, ModelState())
-        for rows in map(Rows.from_bytes, bodies):
+        for body in bodies:
+            # The contract may have got other features since.
+            rows = Rows.from_bytes(body).under(view.numbers, view.categories)
             starts = classify(view.rules, NEVER_MS, rows.times_ms, rows.record_ms).panes_ms
             flush.classes[ClassKey("row", model, "held")] -= rows.size
             flush.classes[ClassKey("row", model, "counted")] += rows.size
@@ -391,8 +391,7 @@ class OwnedPartition:
     def _append_predictions(
         self, flush: Flush, view: ModelView, rows: Rows, starts: Ints, grouping: Grouping
     ) -> None:
-        values = prediction_values(rows.prediction, regression=view.regression)
-        coded, classes = _coded(values, regression=view.regression)
+        coded, classes = _answered(rows.answers)
         run = PredictionRun(
             rows.hashes,
             starts,
@@ -505,16 +504,20 @@ class OwnedPartition:
             enough = flushes.held_total(connection, model) >= wanted
             if not enough or active_cuts(connection, model) is not None:
                 continue
+            view = views[model]
             every = concatenate(
-                [Rows.from_bytes(body) for body in flushes.held_bodies(connection, model)]
+                [
+                    Rows.from_bytes(body).under(view.numbers, view.categories)
+                    for body in flushes.held_bodies(connection, model)
+                ]
             )
             cuts_from_rows(
                 connection,
                 model,
                 every.feature_values(),
                 now_ms,
-                prediction=every.prediction.tolist(),
-                score=every.score_values(),
+                prediction=every.prediction_values(),
+                score=number_list(every.score),
             )
 
     def _seal(self, flush: Flush, views: Views) -> None:
@@ -546,6 +549,16 @@ class OwnedPartition:
             gone = [start for start in state.hashes if start + state.pane_ms <= state.sealed_ms]
             for start in gone:
                 del state.hashes[start]
+
+
+def _answered(answers: Coded | Numbers) -> tuple[Any, tuple[str, ...]]:
+    """Return (values, classes) of a PredictionRun."""
+    if isinstance(answers, Numbers):
+        return np.where(np.isfinite(answers.values), answers.values, np.nan), ()
+    classes = tuple(key for key in answers.keys if isinstance(key, str))
+    place = {name: code for code, name in enumerate(classes)}
+    codes = [NO_VALUE if not isinstance(key, str) else place[key] for key in answers.keys]
+    return np.array(codes, np.int32)[answers.codes], classes
 
 
 def _coded(values: Sequence[Any], *, regression: bool) -> tuple[Any, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from sqlalchemy import Connection
 
-from trimtab.monitor.columns import Rows
+from trimtab.monitor.columns import Rows, number_list
 from trimtab.monitor.views import ModelView
 from trimtab.store.samples import (
     HOUR_MS,
@@ -83,17 +83,17 @@ def _sample_rows(view: ModelView, rows: Rows) -> list[SampleRow]:
         for name, values in rows.feature_values().items()
         if not features[name].personal
     }
-    scores = rows.score_values()
-    latencies = rows.latency_ms.tolist()
+    versions, predictions = list(rows.version), rows.prediction_values()
+    scores, latencies = number_list(rows.score), number_list(rows.latency_ms)
     return [
         SampleRow(
             hash=int(rows.hashes[i]),
-            id=rows.ids[i],
+            id=rows.id_of(i),
             time_ms=int(rows.times_ms[i]),
-            version=rows.version[i],
-            prediction=_short(rows.prediction[i]),
+            version=versions[i],  # type: ignore[arg-type]
+            prediction=_short(predictions[i]),
             score=scores[i],  # type: ignore[arg-type]
-            latency_ms=None if latencies[i] != latencies[i] else latencies[i],
+            latency_ms=latencies[i],  # type: ignore[arg-type]
             features={name: _short(values[i]) for name, values in columns.items()},
         )
         for i in range(rows.size)

@@ -24,6 +24,8 @@ class ModelView:
         self.attributes = tuple(n for n in contract.windows.segments if n not in contract.features)
         self.regression = contract.task == "regression"
         self.topics = frozenset(contract.source.topics)
+        answer = contract.prediction
+        self.score_names = tuple(name for name in (answer.score, answer.positive) if name)
         self.label_sources = frozenset(contract.labels.sources)
         self._extras: set[str] = set()
         self._decoder: TypedInferenceDecoder | None = None

@@ -194,7 +194,7 @@ class InferenceStream:
         """
         rows = _length(features, prediction, ids)
         batch_id = uuid.uuid4().hex
-        row_ids = list(ids) if ids is not None else [f"{batch_id}-{row}" for row in range(rows)]
+        row_ids = list(ids) if ids is not None else [f"{batch_id}#{row}" for row in range(rows)]
 
         def make(start: int, end: int) -> InferenceBatch:
             part = slice(start, end)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import TrimtabError
+from trimtab.stats.coded import Coded, count_categories
 from trimtab.stats.cuts import (
     SPECIAL_BINS,
     CategoryCuts,
@@ -29,12 +30,11 @@ from trimtab.stats.cuts import (
     ModelCuts,
     NumericCuts,
     SpecialBin,
-    count_categories,
     count_sorted,
     sorted_column,
     special_index,
 )
-from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes, quantise
+from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, sorted_sums
 from trimtab.stats.loghistogram import (
     HistogramWire,
     LogHistogram,
@@ -124,18 +124,20 @@ def observe_numeric(
     values: npt.ArrayLike,
     type_errors: int = 0,
     bounds: tuple[float | None, float | None] = (None, None),
+    *,
+    in_order: bool = False,
 ) -> FeatureState:
     """Prepare the state of a column, shape (n,); NaN is missing unless among `type_errors`.
 
-    `bounds` are the contract's (min, max), both allowed values themselves.
+    `bounds` are the contract's (min, max), both allowed values themselves. `in_order` says that the
+    values ascend already, NaN last, as `numpy.sort` leaves them.
     """
-    column = sorted_column(cuts, np.asarray(values, dtype=np.float64))
+    column = sorted_column(cuts, np.asarray(values, dtype=np.float64), in_order=in_order)
     counts = count_sorted(cuts, column, type_errors).tolist()
     missing, errors, negative, positive = counts[-SPECIAL_BINS:]
     numbers = column.size - missing - errors
     finite = column[negative : numbers - positive]
-    q, clamped = quantise(finite, cuts.origin, cuts.exponent)
-    sum_q, sum_q2 = exact_sums(q)
+    sum_q, sum_q2, clamped = sorted_sums(finite, cuts.origin, cuts.exponent)
     low, high = bounds
     below = 0 if low is None else int(column.searchsorted(low, side="left"))
     above = 0 if high is None else numbers - int(column.searchsorted(high, side="right"))
@@ -152,8 +154,8 @@ def observe_numeric(
     )
 
 
-def observe_categories(cuts: CategoryCuts, values: Sequence[object]) -> FeatureState:
-    """Prepare the state of a column of decoded JSON values; None is missing."""
+def observe_categories(cuts: CategoryCuts, values: Coded | Sequence[object]) -> FeatureState:
+    """Prepare the state of a column, coded or of decoded JSON values; None is missing."""
     return FeatureState(cuts.cuts_id, tuple(count_categories(cuts, values).tolist()))
 
 
@@ -380,6 +382,7 @@ class Column(msgspec.Struct, frozen=True):
     values: Any  # float64 array (n,)
     type_errors: int = 0
     bounds: tuple[float | None, float | None] = (None, None)
+    in_order: bool = False
 
 
 def observe_pane(
@@ -387,7 +390,7 @@ def observe_pane(
     rows: int,
     *,
     numeric: Mapping[str, Column],
-    categories: Mapping[str, Sequence[object]],
+    categories: Mapping[str, Coded | Sequence[object]],
     statuses: Mapping[str, int],
     rules: Mapping[str, int],
     latency_ms: npt.ArrayLike = (),
@@ -414,7 +417,7 @@ def _observe_columns(
     cuts_by_name: Mapping[str, Cuts],
     rows: int,
     numeric: Mapping[str, Column],
-    categories: Mapping[str, Sequence[object]],
+    categories: Mapping[str, Coded | Sequence[object]],
     *,
     absent_is_missing: bool,
 ) -> dict[str, FeatureState]:
@@ -425,7 +428,9 @@ def _observe_columns(
         if isinstance(cuts, NumericCuts) and name in numeric:
             column = numeric[name]
             _check_length(name, len(column.values), rows)
-            states[name] = observe_numeric(cuts, column.values, column.type_errors, column.bounds)
+            states[name] = observe_numeric(
+                cuts, column.values, column.type_errors, column.bounds, in_order=column.in_order
+            )
         elif isinstance(cuts, CategoryCuts) and name in categories:
             _check_length(name, len(categories[name]), rows)
             states[name] = observe_categories(cuts, categories[name])

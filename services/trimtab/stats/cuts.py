@@ -324,7 +324,11 @@ def build_category_cuts(
 # --- reading columns ----------------------------------------------------------------------------
 
 
-def category_key(value: object) -> str | Literal[False] | None:
+Key = str | Literal[False] | None
+"""What `category_key` gives: a category, False where a value can be none, None where it is missing."""
+
+
+def category_key(value: object) -> Key:
     """Return the category a value names; None when missing, False when it can be none.
 
     Text is itself, booleans are `true` and `false`, whole numbers their digits (3.0 is `3`).
@@ -376,12 +380,12 @@ def numeric_column(values: Sequence[object]) -> tuple[Floats, int]:
 # --- counting -----------------------------------------------------------------------------------
 
 
-def sorted_column(cuts: NumericCuts, values: Floats) -> Floats:
+def sorted_column(cuts: NumericCuts, values: Floats, *, in_order: bool = False) -> Floats:
     """Return the column sorted: -inf first, +inf and then NaN last. The argument is not changed."""
-    if cuts.single:
+    if cuts.single:  # rounding keeps the order
         with np.errstate(over="ignore"):
             values = values.astype(np.float32).astype(np.float64)
-    return np.sort(values)
+    return values if in_order else np.sort(values)
 
 
 def count_sorted(cuts: NumericCuts, column: Floats, type_errors: int = 0) -> Counts:
@@ -407,29 +411,3 @@ def count_numeric(cuts: NumericCuts, values: npt.ArrayLike, type_errors: int = 0
     return count_sorted(
         cuts, sorted_column(cuts, np.asarray(values, dtype=np.float64)), type_errors
     )
-
-
-def count_categories(cuts: CategoryCuts, values: Sequence[object]) -> Counts:
-    """Count decoded JSON values in the categories of `cuts`; return int64 counts, shape (size,)."""
-    counts = np.zeros(cuts.size, dtype=np.int64)
-    for value, rows in _tally(values):
-        key = category_key(value)
-        if key is None:
-            place = special_index(cuts, "missing")
-        elif key is False:
-            place = special_index(cuts, "type_error")
-        else:
-            place = cuts.index.get(key, special_index(cuts, "unseen"))
-        counts[place] += rows
-    return counts
-
-
-def _tally(values: Sequence[object]) -> Iterable[tuple[object, int]]:
-    """Count equal values; 1, 1.0 and True are kept apart, since they name different categories."""
-    types = set(map(type, values))
-    if types <= {str, type(None)}:
-        return Counter(values).items()
-    if types <= {str, type(None), bool, int, float}:
-        typed = Counter(zip(map(type, values), values, strict=True))
-        return ((value, rows) for (_, value), rows in typed.items())
-    return ((value, 1) for value in values)  # lists and objects cannot be counted by hash

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes, quantise
+from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, sorted_sums
 
 PER_OCTAVE = 16
 FIRST_OCTAVE, LAST_OCTAVE = -20, 40
@@ -50,22 +50,29 @@ class LogHistogram(msgspec.Struct, frozen=True):
     @classmethod
     def observe(cls, values: npt.ArrayLike) -> Self:
         """Prepare the state of a column, shape (n,)."""
-        column = np.asarray(values, dtype=np.float64)
-        column = column[~np.isnan(column)]
-        valid = column[(column >= 0) & np.isfinite(column)] + 0.0
-        invalid = column.size - valid.size
+        column = np.sort(np.asarray(values, dtype=np.float64))  # NaN last
+        below, beyond, measured = column.searchsorted((0.0, np.inf, np.nan)).tolist()
+        valid = column[below:beyond]
+        invalid = measured - valid.size
         if valid.size == 0:
             return cls(invalid=invalid)
-        index, counts = np.unique(EDGES.searchsorted(valid, side="left"), return_counts=True)
-        q, clamped = quantise(valid, 0.0, _EXPONENT)
+        # As for cuts: the edges are searched in the sorted column, those that it spans.
+        first, last = EDGES.searchsorted(valid[[0, -1]], side="left").tolist()
+        at_most = valid.searchsorted(EDGES[first:last], side="right").tolist()
+        buckets, before = [], 0
+        for index, seen in enumerate((*at_most, valid.size), first):
+            if seen > before:
+                buckets.append((index, seen - before))
+                before = seen
+        sum_q, _, clamped = sorted_sums(valid, 0.0, _EXPONENT)
         return cls(
             count=valid.size,
-            sum_q=exact_sums(q)[0],
+            sum_q=sum_q,
             clamped=clamped,
             invalid=invalid,
-            minimum=float(valid.min()),
-            maximum=float(valid.max()),
-            buckets=tuple(zip(index.tolist(), counts.tolist(), strict=True)),
+            minimum=float(valid[0]) + 0.0,
+            maximum=float(valid[-1]) + 0.0,
+            buckets=tuple(buckets),
         )
 
     def merge(self, other: Self) -> Self:

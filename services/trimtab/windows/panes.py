@@ -31,8 +31,11 @@ def end_of(time_ms: int, length_ms: int) -> int:
     return start_of(time_ms, length_ms) + length_ms
 
 
-def split_by(keys: Times) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+def split_by(keys: npt.NDArray[np.integer]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
     """Yield each distinct key with the indices of its rows, ascending; O(n log n) for any number of keys."""
+    if keys.size and bool((keys == keys[0]).all()):  # one pane, one group: the common case
+        yield int(keys[0]), np.arange(keys.size)
+        return
     order = np.argsort(keys, kind="stable")
     bounds = np.flatnonzero(np.diff(keys[order])) + 1
     if order.size:

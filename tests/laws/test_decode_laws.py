@@ -1,0 +1,172 @@
+"""What a batch of messages becomes does not depend on who read them, nor on how they were cut."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimtab.contracts.model import Contract, Feature, Windows
+from trimtab.events.cloudevents import encode_binary, encode_structured
+from trimtab.events.types import Inference, InferenceBatch
+from trimtab.monitor import decode as decode_module
+from trimtab.monitor.columns import Rows
+from trimtab.monitor.decode import decode_records
+from trimtab.monitor.views import ModelView
+from trimtab.source import Partition
+from trimtab.testing.log import MemoryLog
+
+PLACE = Partition("in", 0)
+TASKS = ("binary", "regression")
+
+
+def contract(task):
+    return Contract(
+        name="m",
+        task=task,
+        features={
+            "x": Feature(kind="number"),
+            "c": Feature(kind="category"),
+            "y": Feature(kind="number"),
+        },
+        windows=Windows(segments=("region",)),
+    )
+
+
+NUMBER = st.one_of(st.none(), st.floats(-10, 10), st.integers(-5, 5))
+VALUES = st.one_of(NUMBER, st.sampled_from(["a", "b", "1", True, 1, 1.0]))
+TIMES = st.one_of(
+    st.integers(0, 10**6), st.just(datetime(2024, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC))
+)
+
+
+@st.composite
+def inferences(draw):
+    return Inference(
+        id=draw(st.text(min_size=1, max_size=4)),
+        model=draw(st.sampled_from(["m", "m", "m", "unknown"])),
+        version=draw(st.sampled_from("12")),
+        time=draw(TIMES),
+        features=draw(
+            st.dictionaries(st.sampled_from(["x", "y", "c", "new"]), VALUES, max_size=4)
+            | st.fixed_dictionaries({"x": NUMBER, "y": NUMBER, "c": st.sampled_from("ab")})
+        ),
+        prediction=draw(VALUES),
+        scores=draw(st.none() | st.just({"yes": 0.25})),
+        latency_ms=draw(st.none() | st.floats(0, 9)),
+        status=draw(st.sampled_from(["ok", "error"])),
+        attributes=draw(st.just({}) | st.just({"region": "north"})),
+        arm=draw(st.none() | st.just("challenger")),
+        traffic_revision=draw(st.none() | st.just(3)),
+    )
+
+
+@st.composite
+def batches(draw):
+    rows = draw(st.integers(1, 4))
+
+    def column(kind):
+        return draw(st.lists(kind, min_size=rows, max_size=rows))
+
+    return InferenceBatch(
+        id=draw(st.text(min_size=1, max_size=4)),
+        model="m",
+        version="1",
+        time=draw(TIMES) if draw(st.booleans()) else column(TIMES),
+        rows=rows,
+        ids=draw(st.none()) if draw(st.booleans()) else column(st.text(min_size=1, max_size=3)),
+        features={"x": column(NUMBER)} | ({"c": column(VALUES)} if draw(st.booleans()) else {}),
+        prediction=column(VALUES) if draw(st.booleans()) else None,
+        scores={"yes": column(st.floats(0, 1))} if draw(st.booleans()) else None,
+        status=column(st.sampled_from(["ok", "timeout"])) if draw(st.booleans()) else None,
+    )
+
+
+@st.composite
+def logs(draw):
+    log = MemoryLog()
+    for event in draw(st.lists(inferences() | batches(), min_size=1, max_size=12)):
+        form = draw(st.sampled_from([encode_structured, encode_binary, None]))
+        body, headers = (msgspec.json.encode(event), []) if form is None else form(event, "s")
+        log.append(PLACE, body, 5, headers)
+    if draw(st.booleans()):
+        log.append(PLACE, draw(st.binary(max_size=9)), 5, [])
+    return log.records[PLACE]
+
+
+class GeneralOnly(ModelView):
+    """A view whose typed decoder reads nothing."""
+
+    @property
+    def decoder(self):
+        """The decoder's fields, without its reading."""
+        return Deaf(super().decoder)
+
+
+class Deaf:
+    def __init__(self, decoder):
+        self.category_fields = decoder.category_fields
+
+    def decode(self, value, headers):
+        return None
+
+
+def canonical(rows: Rows):
+    """Every row as plain values, NaN as None."""
+    numbers = [rows.feature_values()[name] for name in ("x", "y")]
+    errors = rows.number_errors
+    return {
+        "record": rows.record.tolist(),
+        "offset": rows.offset.tolist(),
+        "times": rows.times_ms.tolist(),
+        "ids": [rows.id_of(i) for i in range(rows.size)],
+        "hashes": rows.hashes.tolist(),
+        "version": list(rows.version),
+        "arm": list(rows.arm),
+        "revision": rows.revision.tolist(),
+        "status": list(rows.status),
+        "latency": np.nan_to_num(rows.latency_ms, nan=-1).tolist(),
+        "score": np.nan_to_num(rows.score, nan=-1).tolist(),
+        "answers": rows.prediction_values(),
+        "numbers": numbers,
+        "errors": None if errors is None else errors.tolist(),
+        "c": list(rows.categories["c"]),
+        "region": list(rows.attributes["region"]),
+    }
+
+
+def read(records, view):
+    decoded = decode_records(records, "inference", "in", {"m": view})
+    return (
+        {model: canonical(rows) for model, rows in decoded.rows.items()},
+        decoded.units,
+        decoded.ignored,
+        decoded.rejects,
+    )
+
+
+@settings(deadline=None)
+@given(logs(), st.sampled_from(TASKS), st.integers(1, 5))
+def test_typed_and_general_reading_and_any_chunks_give_the_same_columns(records, task, chunk):
+    expected = read(records, GeneralOnly(1, contract(task)))
+    assert read(records, ModelView(1, contract(task))) == expected
+    whole = decode_module.CHUNK
+    try:
+        decode_module.CHUNK = chunk
+        assert read(records, ModelView(1, contract(task))) == expected
+    finally:
+        decode_module.CHUNK = whole
+
+
+@settings(deadline=None)
+@given(logs(), st.sampled_from(TASKS))
+def test_held_rows_survive_their_bytes(records, task):
+    decoded = decode_records(records, "inference", "in", {"m": ModelView(1, contract(task))})
+    for rows in decoded.rows.values():
+        back = Rows.from_bytes(rows.to_bytes())
+        assert canonical(back) == canonical(rows)
+        fewer = back.under(("y", "z"), ("new",))
+        assert fewer.feature_values()["y"] == rows.feature_values()["y"]
+        assert set(fewer.feature_values()["z"]) == {None}
+        assert set(fewer.categories["new"]) == {None}
