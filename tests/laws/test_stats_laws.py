@@ -14,6 +14,7 @@ from trimtab.stats.aggregate import (
     FeatureState,
     PaneState,
     ResourceState,
+    _observe_by_grid,
     describe_feature,
     feature_identity,
     observe_categories,
@@ -23,6 +24,7 @@ from trimtab.stats.aggregate import (
 from trimtab.stats.coded import Coded, join
 from trimtab.stats.cuts import (
     NumericCuts,
+    at_precision,
     build_category_cuts,
     build_numeric_cuts,
     category_key,
@@ -33,8 +35,8 @@ from trimtab.stats.fixedpoint import (
     exact_sums,
     int_from_bytes,
     int_to_bytes,
+    moments,
     quantise,
-    sorted_sums,
 )
 from trimtab.stats.loghistogram import LogHistogram
 from trimtab.stats.performance import PerformanceState
@@ -161,13 +163,44 @@ def test_sums_are_those_of_whole_numbers(q):
 
 
 @given(
-    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=60),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
     st.sampled_from([-3, 0, 10, 20, 40]),
     st.floats(-1e3, 1e3),
 )
-def test_sums_of_a_sorted_column_are_those_of_any_order(column, exponent, origin):
+def test_moments_are_the_exact_sums(column, exponent, origin):
     q, clamped = quantise(frozen(column), origin, exponent)
-    assert sorted_sums(np.sort(frozen(column)), origin, exponent) == (*exact_sums(q), clamped)
+    expected = (*exact_sums(q), clamped)
+    assert moments(frozen(column), min(column), max(column), origin, exponent) == expected
+
+
+@given(values, values, st.integers(0, 3), st.booleans())
+def test_a_grid_finds_the_bins_that_sorting_finds(reference, column, errors, single):
+    kind = np.float32 if single else np.float64
+    with np.errstate(over="ignore"):
+        cuts = build_numeric_cuts(np.array(reference, dtype=kind))
+    edges = [
+        *cuts.edges,
+        *np.nextafter(cuts.edge_array, np.inf),
+        *np.nextafter(cuts.edge_array, -np.inf),
+    ]
+    every = frozen([*column, *edges, *[math.nan] * errors])
+    assume(cuts.grid is not None)
+    bounds = (-1.0, 2.0)
+    by_grid = _observe_by_grid(cuts, cuts.grid, at_precision(cuts, every), errors, bounds)
+    assert by_grid == observe_numeric(cuts, every, errors, bounds)
+    assert by_grid.counts == tuple(count_numeric(cuts, every, errors).tolist())
+
+
+def test_many_values_are_counted_by_the_grid_as_by_sorting():
+    rng = np.random.default_rng(7)
+    for column in (
+        rng.normal(size=5_000),
+        rng.poisson(4, 5_000),
+        np.exp(rng.normal(size=5_000)),
+    ):
+        cuts = build_numeric_cuts(column[:2_000])
+        assert cuts.grid is not None
+        assert observe_numeric(cuts, column).counts == tuple(count_numeric(cuts, column).tolist())
 
 
 @given(st.integers(1, 2**26), st.integers(1, 3_000))

@@ -203,7 +203,9 @@ def count_rows(
                 key = (pane, group.version, group.arm, group.traffic_revision, segment)
                 parts.setdefault(key, []).append(in_pane[in_group])
     for key, indices in parts.items():
-        index = indices[0] if len(indices) == 1 else np.concatenate(indices)
+        index: Any = indices[0] if len(indices) == 1 else np.concatenate(indices)
+        if index.size == rows.size:  # counts do not ask for an order
+            index = slice(None)
         offsets = rows.offset[index]
         yield Counted(
             *key,
@@ -217,13 +219,12 @@ def _state(
     view: ModelView, cuts: ModelCuts, rows: Rows, masks: Mapping[str, Mask], index: Any
 ) -> PaneState:
     features, errors = view.contract.features, rows.number_errors
-    numbers = np.sort(rows.numbers[:, index], axis=1)
+    numbers = rows.numbers[:, index]
     numeric = {
         name: Column(
             numbers[place],
             0 if errors is None else int(np.count_nonzero(errors[place, index])),
             (features[name].min, features[name].max),
-            in_order=True,
         )
         for place, name in enumerate(rows.number_names)
     }
@@ -239,7 +240,7 @@ def _state(
     status = rows.status.take(index)
     return observe_pane(
         cuts,
-        index.size,
+        len(status),
         numeric=numeric,
         categories=categories,
         statuses={

@@ -129,40 +129,39 @@ class _Reading:
         self.blocks: dict[str, list[Rows]] = {}
         self.labels: dict[str, list[tuple[int, Label]]] = {}
         self._view: ModelView | None = None
-        self._bound: dict[str, bool] = {}
 
     def chunk(self, records: Sequence[Record], start: int) -> None:
         """Read the next records; the first has the index `start` in the batch."""
         singles: dict[str, tuple[list[int], list[Any]]] = {}
         general: dict[str, tuple[list[int], list[Any]]] = {}
-        inference = self.role == "inference"
-        view, model, rows = self._view, None, 0
-        read = None if view is None else view.decoder.decode
+        careful = self.role != "inference" or bool(self.poison)
+        view, current, rows = self._view, None, 0
+        read = _reads_nothing if view is None else view.decoder.decode
         indices: list[int] = []
         events: list[Any] = []
         for index, record in enumerate(records, start):
             value = record.value
-            if not inference or not value or self.poison:
+            if careful or not value:
                 self._general(index, record, general)
                 continue
             try:
-                event = None if read is None else read(value, record.headers)
+                event = read(value, record.headers)
                 if event is None and (named := self._named(value, view)) is not None:
                     event = named.decoder.decode(value, record.headers)
                     if event is not None:
                         view, read = named, named.decoder.decode
             except DecodeError:
                 event = None  # the general decoder says it again, with the reason
-            if event is None:
+            if event is None or view is None:
                 self._general(index, record, general)
+            elif self._is_bound_elsewhere(view):
+                self._wrong_topic(index, view, getattr(event, "rows", 1))
             elif isinstance(event, InferenceBatch):
-                self._batch(index, event, typed=True)
-            elif self._is_bound_elsewhere(event.model):
-                self._wrong_topic(index, "row", event.model, 1)
+                self._batch(index, view, event, typed=True)
             else:
-                if event.model != model:
-                    model = event.model
-                    indices, events = singles.setdefault(model, ([], []))
+                if view is not current:
+                    current = view
+                    indices, events = singles.setdefault(view.model, ([], []))
                 indices.append(index)
                 events.append(event)
                 rows += 1
@@ -195,18 +194,14 @@ class _Reading:
         named = self.views.get(found[1].decode("utf-8", "replace")) if found else None
         return None if named is view else named
 
-    def _is_bound_elsewhere(self, model: str) -> bool:
-        bound = self._bound.get(model)
-        if bound is None:
-            topics = self.views[model].topics
-            bound = self._bound[model] = bool(topics) and self.topic not in topics
-        return bound
+    def _is_bound_elsewhere(self, view: ModelView) -> bool:
+        return bool(view.topics) and self.topic not in view.topics
 
-    def _wrong_topic(self, index: int, unit: str, model: str, rows: int) -> None:
-        self.out.units[unit] += rows
-        topics = ", ".join(sorted(self.views[model].topics))
-        text = f"The contract of {model!r} binds it to {topics}."
-        self.out.rejects.append(Reject(index, unit, model, "wrong_topic", text, rows))
+    def _wrong_topic(self, index: int, view: ModelView, rows: int) -> None:
+        self.out.units["row"] += rows
+        topics = ", ".join(sorted(view.topics))
+        text = f"The contract of {view.model!r} binds it to {topics}."
+        self.out.rejects.append(Reject(index, "row", view.model, "wrong_topic", text, rows))
 
     def _general(
         self, index: int, record: Record, singles: dict[str, tuple[list[int], list[Any]]]
@@ -225,20 +220,21 @@ class _Reading:
             out.rejects.append(Reject(index, unit, "", error.reason.value, error.detail))
             return
         unit, count = _unit(event)
-        if event.model not in self.views:
+        view = self.views.get(event.model)
+        if view is None:
             out.units[unit] += count
             out.ignored[ClassKey(unit, "", "ignored", "unknown_model")] += count
             return
         match event:
-            case Inference() if self._is_bound_elsewhere(event.model):
-                self._wrong_topic(index, unit, event.model, 1)
+            case Inference() | InferenceBatch() if self._is_bound_elsewhere(view):
+                self._wrong_topic(index, view, count)
             case Inference():
                 out.units[unit] += 1
                 places, events = singles.setdefault(event.model, ([], []))
                 places.append(index)
                 events.append(event)
             case InferenceBatch():
-                self._batch(index, event, typed=False)
+                self._batch(index, view, event, typed=False)
             case Label():
                 out.units[unit] += 1
                 self.labels.setdefault(event.model, []).append((index, event))
@@ -268,16 +264,16 @@ class _Reading:
             if e.resources is not None
         ]
 
-    def _batch(self, index: int, event: Any, *, typed: bool) -> None:
-        if self._is_bound_elsewhere(event.model):
-            self._wrong_topic(index, "row", event.model, event.rows)
-            return
-        view = self.views[event.model]
+    def _batch(self, index: int, view: ModelView, event: Any, *, typed: bool) -> None:
         self.out.units["row"] += event.rows
         self.out.fast += typed
         if not typed:
             view.meet(event.features)
         self.blocks.setdefault(view.model, []).append(_batch_block(view, index, event, typed=typed))
+
+
+def _reads_nothing(_value: bytes, _headers: Any) -> None:
+    """Read like a typed decoder of no model."""
 
 
 def _unit(event: Any) -> tuple[str, int]:

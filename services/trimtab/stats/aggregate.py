@@ -30,11 +30,12 @@ from trimtab.stats.cuts import (
     ModelCuts,
     NumericCuts,
     SpecialBin,
+    at_precision,
     count_sorted,
-    sorted_column,
     special_index,
 )
-from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, sorted_sums
+from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, moments
+from trimtab.stats.grid import WORTH_ROWS, Grid
 from trimtab.stats.loghistogram import (
     HistogramWire,
     LogHistogram,
@@ -124,32 +125,73 @@ def observe_numeric(
     values: npt.ArrayLike,
     type_errors: int = 0,
     bounds: tuple[float | None, float | None] = (None, None),
-    *,
-    in_order: bool = False,
 ) -> FeatureState:
     """Prepare the state of a column, shape (n,); NaN is missing unless among `type_errors`.
 
-    `bounds` are the contract's (min, max), both allowed values themselves. `in_order` says that the
-    values ascend already, NaN last, as `numpy.sort` leaves them.
+    `bounds` are the contract's (min, max), both allowed values themselves. Raises ValueError when
+    type_errors exceeds the NaN rows.
     """
-    column = sorted_column(cuts, np.asarray(values, dtype=np.float64), in_order=in_order)
+    column = at_precision(cuts, np.asarray(values, dtype=np.float64))
+    if column.size >= WORTH_ROWS and cuts.grid is not None:
+        return _observe_by_grid(cuts, cuts.grid, column, type_errors, bounds)
+    column = np.sort(column)
     counts = count_sorted(cuts, column, type_errors).tolist()
     missing, errors, negative, positive = counts[-SPECIAL_BINS:]
     numbers = column.size - missing - errors
-    finite = column[negative : numbers - positive]
-    sum_q, sum_q2, clamped = sorted_sums(finite, cuts.origin, cuts.exponent)
     low, high = bounds
     below = 0 if low is None else int(column.searchsorted(low, side="left"))
     above = 0 if high is None else numbers - int(column.searchsorted(high, side="right"))
+    finite = column[negative : numbers - positive]
+    ends = (float(finite[0]), float(finite[-1])) if finite.size else None
+    return _feature_state_of(cuts, counts, finite, ends, below, above)
+
+
+def _observe_by_grid(
+    cuts: NumericCuts,
+    grid: Grid,
+    column: npt.NDArray[np.float64],
+    type_errors: int,
+    bounds: tuple[float | None, float | None],
+) -> FeatureState:
+    """What sorting gives, for many values faster (`grid`)."""
+    absent = negative = positive = 0
+    finite, usual = column, np.isfinite(column)
+    if not usual.all():
+        finite = column[usual]
+        absent = int(np.count_nonzero(np.isnan(column)))
+        negative = int(np.count_nonzero(column == -np.inf))
+        positive = column.size - finite.size - absent - negative
+    if not 0 <= type_errors <= absent:
+        raise ValueError(f"{type_errors} type errors among {absent} rows without a number.")
+    special = [absent - type_errors, type_errors, negative, positive]
+    low, high = bounds
+    below = 0 if low is None else int(np.count_nonzero(column < low))
+    above = 0 if high is None else int(np.count_nonzero(column > high))
+    ends = (float(finite.min()), float(finite.max())) if finite.size else None
+    counts = [*grid.count(finite).tolist(), *special]
+    return _feature_state_of(cuts, counts, finite, ends, below, above)
+
+
+def _feature_state_of(
+    cuts: NumericCuts,
+    counts: list[int],
+    finite: npt.NDArray[np.float64],
+    ends: tuple[float, float] | None,
+    below: int,
+    above: int,
+) -> FeatureState:
+    if ends is None:
+        return FeatureState(cuts.cuts_id, tuple(counts), below_min=below, above_max=above)
+    sum_q, sum_q2, clamped = moments(finite, *ends, cuts.origin, cuts.exponent)
     return FeatureState(
         cuts.cuts_id,
         tuple(counts),
         sum_q,
         sum_q2,
-        float(finite[0]) + 0.0 if finite.size else None,
-        float(finite[-1]) + 0.0 if finite.size else None,
+        ends[0] + 0.0,
+        ends[1] + 0.0,
         below,
-        max(0, above),
+        above,
         clamped,
     )
 
@@ -382,7 +424,6 @@ class Column(msgspec.Struct, frozen=True):
     values: Any  # float64 array (n,)
     type_errors: int = 0
     bounds: tuple[float | None, float | None] = (None, None)
-    in_order: bool = False
 
 
 def observe_pane(
@@ -428,9 +469,7 @@ def _observe_columns(
         if isinstance(cuts, NumericCuts) and name in numeric:
             column = numeric[name]
             _check_length(name, len(column.values), rows)
-            states[name] = observe_numeric(
-                cuts, column.values, column.type_errors, column.bounds, in_order=column.in_order
-            )
+            states[name] = observe_numeric(cuts, column.values, column.type_errors, column.bounds)
         elif isinstance(cuts, CategoryCuts) and name in categories:
             _check_length(name, len(categories[name]), rows)
             states[name] = observe_categories(cuts, categories[name])

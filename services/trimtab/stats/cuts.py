@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import TrimtabError
+from trimtab.stats.grid import Grid
 
 BINS = 64
 MOST_CATEGORIES = 50
@@ -110,6 +111,11 @@ class NumericCuts(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag=
             flags = np.nextafter(bounds[:-1], np.inf) >= bounds[1:]
         flags.flags.writeable = False
         return flags
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """The table that finds the bins of many values; None where sorting is the way."""
+        return Grid.of(self.edge_array)
 
     @cached_property
     def probe(self) -> Floats:
@@ -380,16 +386,16 @@ def numeric_column(values: Sequence[object]) -> tuple[Floats, int]:
 # --- counting -----------------------------------------------------------------------------------
 
 
-def sorted_column(cuts: NumericCuts, values: Floats, *, in_order: bool = False) -> Floats:
-    """Return the column sorted: -inf first, +inf and then NaN last. The argument is not changed."""
-    if cuts.single:  # rounding keeps the order
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32).astype(np.float64)
-    return values if in_order else np.sort(values)
+def at_precision(cuts: NumericCuts, values: Floats) -> Floats:
+    """Return the column at the precision of its reference, float32 or float64."""
+    if not cuts.single:
+        return values
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).astype(np.float64)
 
 
 def count_sorted(cuts: NumericCuts, column: Floats, type_errors: int = 0) -> Counts:
-    """`count_numeric` for a column that `sorted_column` made."""
+    """`count_numeric` for a column `at_precision` and sorted: -inf first, +inf and then NaN last."""
     at_most = column.searchsorted(cuts.probe, side="right")  # rows <= each probe; NaN is beyond
     counts = np.empty(cuts.size, dtype=np.int64)
     ordinary = cuts.size - SPECIAL_BINS
@@ -408,6 +414,5 @@ def count_numeric(cuts: NumericCuts, values: npt.ArrayLike, type_errors: int = 0
     missing. -0.0 equals 0.0. The column is sorted and the edges are searched in it, which is several
     times faster than searching each value. Raises ValueError when type_errors exceeds the NaN rows.
     """
-    return count_sorted(
-        cuts, sorted_column(cuts, np.asarray(values, dtype=np.float64)), type_errors
-    )
+    column = np.sort(at_precision(cuts, np.asarray(values, dtype=np.float64)))
+    return count_sorted(cuts, column, type_errors)

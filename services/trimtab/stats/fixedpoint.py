@@ -43,20 +43,20 @@ def exact_sums(q: npt.NDArray[np.float64]) -> tuple[int, int]:
     return _exact_sums(q, max(float(q.max()), -float(q.min())))
 
 
-def sorted_sums(
-    values: npt.NDArray[np.float64], origin: float, exponent: int
+def moments(
+    values: npt.NDArray[np.float64], low: float, high: float, origin: float, exponent: int
 ) -> tuple[int, int, int]:
-    """Return (sum of q, sum of q², clamped values) of finite values in ascending order, shape (n,).
+    """Return (sum of q, sum of q², clamped values) of finite values, shape (n,), in any order.
 
-    What `quantise` and `exact_sums` give, in fewer passes: the largest |q| is at one of the ends.
+    What `quantise` and `exact_sums` give, in fewer passes: the largest |q| is that of the least or the
+    greatest value, `low` and `high`.
     """
-    if values.size == 0:
-        return 0, 0, 0
     with np.errstate(over="ignore"):
         q = values - origin
         q *= 2.0**exponent
+        ends = np.rint((np.array([low, high]) - origin) * 2.0**exponent)
     np.rint(q, out=q)
-    largest = max(float(q[-1]), -float(q[0]))
+    largest = float(np.abs(ends).max())
     clamped = 0
     if largest > CLAMP:
         clamped = int(np.count_nonzero(np.abs(q) > CLAMP))

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, sorted_sums
+from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes, moments
 
 PER_OCTAVE = 16
 FIRST_OCTAVE, LAST_OCTAVE = -20, 40
@@ -64,14 +64,15 @@ class LogHistogram(msgspec.Struct, frozen=True):
             if seen > before:
                 buckets.append((index, seen - before))
                 before = seen
-        sum_q, _, clamped = sorted_sums(valid, 0.0, _EXPONENT)
+        low, high = float(valid[0]), float(valid[-1])
+        sum_q, _, clamped = moments(valid, low, high, 0.0, _EXPONENT)
         return cls(
             count=valid.size,
             sum_q=sum_q,
             clamped=clamped,
             invalid=invalid,
-            minimum=float(valid[0]) + 0.0,
-            maximum=float(valid[-1]) + 0.0,
+            minimum=low + 0.0,
+            maximum=high + 0.0,
             buckets=tuple(buckets),
         )
 
