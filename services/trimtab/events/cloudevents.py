@@ -242,9 +242,9 @@ def _check(event: Event, value: bytes) -> None:
         times: list[EventTime] = []
     else:
         times = event.time if isinstance(event.time, list) else [event.time]
-    for time in times:
-        if isinstance(time, datetime) and not _YEAR_MIN <= time.year <= _YEAR_MAX:
-            raise DecodeError(Reason.BAD_TIME, f"{time.isoformat()} is outside 1900 to 2199.")
+    for time in times:  # integers were checked by their type
+        if type(time) is not int and not _YEAR_MIN <= cast("datetime", time).year <= _YEAR_MAX:
+            raise DecodeError(Reason.BAD_TIME, f"{time} is outside 1900 to 2199.")
     if isinstance(event, InferenceBatch):
         _check_columns(event)
     # Only an escape can bring U+0000 in; one search of the bytes keeps the common case cheap.
@@ -274,20 +274,20 @@ def _check_columns(batch: InferenceBatch) -> None:
 def batch_columns(batch: InferenceBatch) -> dict[str, Sequence[object]]:
     """Every column of the batch that is present, by its path such as `features.income`."""
     columns: dict[str, Sequence[object]] = {}
-    for name in msgspec.structs.fields(InferenceBatch):
-        content = getattr(batch, name.name)
+    for name in InferenceBatch.__struct_fields__:
+        content = getattr(batch, name)
         if isinstance(content, list):
-            columns[name.name] = content
+            columns[name] = content
         elif isinstance(content, Struct):  # the typed decoder's features; an empty list is absent
             columns.update(
                 {
-                    f"{name.name}.{key}": column
+                    f"{name}.{key}": column
                     for key, column in msgspec.structs.asdict(content).items()
                     if isinstance(column, list) and column
                 }
             )
         elif isinstance(content, dict):
-            columns.update({f"{name.name}.{key}": column for key, column in content.items()})
+            columns.update({f"{name}.{key}": column for key, column in content.items()})
     return columns
 
 
