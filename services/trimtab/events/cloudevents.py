@@ -30,8 +30,10 @@ from trimtab.events.types import (
     EventTime,
     Inference,
     InferenceBatch,
+    Int64,
     Label,
     Resource,
+    Scalar,
     Traffic,
     time_ms,
 )
@@ -359,7 +361,7 @@ def _validation_reason(text: str) -> Reason:
 class TypedInferenceDecoder:
     """Reads the inferences of one model with its declared features as typed Struct fields.
 
-    Numbers are float or None, categories str or None. A message that does not fit (another model,
+    Numbers are float, int or None, categories str or None. A message that does not fit (another model,
     a feature of the wrong type, an undeclared feature) gives None: read it with the module's
     `decode`, which accepts any scalar, and count there what does not fit. Undeclared features named
     in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer that always
@@ -411,12 +413,16 @@ def _typed_inference(contract: Contract, also: Sequence[str], *, batch: bool) ->
     names = {f"f{index}": name for index, name in enumerate(contract.features)}
     spec: list[tuple[str, Any, Any]] = []
     for key, name in names.items():
-        scalar: Any = float | None if contract.features[name].kind == "number" else str | None
+        # Int64: what the general reader refuses must not count because this one was tried first.
+        number: Any = float | Int64 | None
+        scalar: Any = number if contract.features[name].kind == "number" else str | None
         default: Any = field(default_factory=list) if batch else None
         spec.append((key, list[scalar] if batch else scalar, default))
+    # As typed as the general reader has them: whether a name has been met must decide over no row.
+    others: Any = list[Scalar] if batch else Scalar
     for index, name in enumerate(also):
         names[f"x{index}"] = name
-        spec.append((f"x{index}", msgspec.Raw | UnsetType, UNSET))
+        spec.append((f"x{index}", others | UnsetType, UNSET))
     features = defstruct(
         "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
     )

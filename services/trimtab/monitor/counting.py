@@ -12,7 +12,14 @@ from msgspec import Struct
 from trimtab.monitor.columns import Ints, Mask, Objects, Rows
 from trimtab.monitor.views import ModelView
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
-from trimtab.stats.cuts import CategoryCuts, ModelCuts, NumericCuts, category_key, numeric_column
+from trimtab.stats.cuts import (
+    MAX_CATEGORY_CHARS,
+    CategoryCuts,
+    ModelCuts,
+    NumericCuts,
+    category_key,
+    numeric_column,
+)
 from trimtab.store.labels import Group
 from trimtab.windows import abnormal
 
@@ -130,7 +137,10 @@ def _request_rules(view: ModelView, cuts: ModelCuts | None, rows: Rows, add: Any
             add(abnormal.OUT_OF_RANGE, values > feature.max)
         add(abnormal.NOT_FINITE, np.isinf(values))
     for name, objects in rows.categories.items():
-        keys = [v if isinstance(v, str) else category_key(v) for v in objects]
+        keys = [
+            v if isinstance(v, str) and len(v) <= MAX_CATEGORY_CHARS else category_key(v)
+            for v in objects
+        ]
         known = _known_categories(view, cuts, name)
         if features[name].required:
             add(abnormal.MISSING_REQUIRED, np.array([k is None for k in keys], np.bool_))
