@@ -167,6 +167,9 @@ class KafkaPythonSource:
             "max_poll_records": poll_records,
         }
         self._consumer = KafkaConsumer(**options)
+        self._told: dict[str, Identity] = {}
+        """The identity of each topic as `identity` last told it."""
+        self._assign_anew: Callable[[Sequence[Partition]], None] = lambda _: None
 
     def start(
         self,
@@ -189,6 +192,11 @@ class KafkaPythonSource:
             self.pause(partitions)
             on_assigned(partitions)
 
+        def assign_anew(partitions: Sequence[Partition]) -> None:
+            on_revoked(partitions)
+            park_and_tell(partitions)
+
+        self._assign_anew = assign_anew
         self._consumer.subscribe(wanted, listener=_listener(park_and_tell, on_revoked))
 
     def poll(self, timeout_s: float) -> tuple[dict[Partition, Polled], list[Lost]]:
@@ -200,6 +208,10 @@ class KafkaPythonSource:
             polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         except errors.OffsetOutOfRangeError as error:
             return {}, self._lost(error.args[0])
+        except errors.LogTruncationError as error:
+            for key in error.divergent_offsets:
+                self._refuse_truncated(Partition(*key))
+            return {}, []
         except errors.UnsupportedCodecError as error:
             raise SourceError(
                 f"A topic is compressed with a codec this installation lacks ({error}). Install "
@@ -217,8 +229,16 @@ class KafkaPythonSource:
             log.warning("Reading from Kafka failed and is tried again: %r", error)
             time.sleep(RETRY_S)
             return {}, []
+        again = self._created_again()
+        if again:
+            log.warning("Created again, and claimed anew: %s", _listed(again))
+            for partition in again:
+                self._told.pop(partition.topic, None)
+            self._assign_anew(again)
         batches = {}
         for key, records in polled.items():
+            if Partition(*key) in again:
+                continue  # of which creation they are nobody can tell
             position, end = self.progress(key)
             after = records[-1].offset + 1
             batches[Partition(*key)] = Polled(records, max(after, position or after), end)
@@ -244,14 +264,53 @@ class KafkaPythonSource:
                 log.warning("%s", error)
                 continue
             if beginning <= offset:
-                raise SourceError(
-                    f"{key.topic}[{key.partition}] ends before offset {offset}, where the ledger "
-                    "stands: its log was truncated. Restore it, or give the topic a new identity by "
-                    "creating it again."
-                )
+                self._refuse_truncated(Partition(*key))
+                continue
             self._consumer.seek(key, beginning)
             lost.append(Lost(Partition(*key), offset, beginning))
         return lost
+
+    def _refuse_truncated(self, partition: Partition) -> None:
+        """Raise SourceError for a log that ends too early, unless it is of a topic created again."""
+        from kafka.errors import KafkaError
+
+        try:
+            self._consumer.topics()  # the only public call that asks for metadata
+        except KafkaError as error:
+            log.warning("The broker does not list its topics and is asked again: %r", error)
+            return
+        if partition in self._created_again():
+            return
+        position, _ = self.progress(partition)
+        raise SourceError(
+            f"{partition.topic}[{partition.partition}] ends before offset {position}, where the "
+            "ledger stands: its log was truncated. Restore it, or give the topic a new identity by "
+            "creating it again."
+        )
+
+    def _created_again(self) -> list[Partition]:
+        """Return the assigned partitions whose topic is no longer the one they were claimed by.
+
+        The client reads on by the topic's name, from an offset that means nothing in the new log.
+        """
+        assigned = sorted(Partition(*key) for key in self._consumer.assignment())
+        return [
+            partition
+            for partition in assigned
+            if partition.topic in self._told
+            and self._known_identity(partition.topic) not in (None, self._told[partition.topic])
+        ]
+
+    def _known_identity(self, topic: str) -> Identity | None:
+        """Return the identity by the metadata at hand; None while they have none."""
+        cluster = self._consumer._cluster  # noqa: SLF001 - no public name for either id
+        if not cluster.partitions_for_topic(topic):
+            return None
+        topic_id = cluster.topic_id(topic)
+        return Identity(
+            self._cluster_identity or cluster.cluster_id or "unknown",
+            str(topic_id) if topic_id is not None and topic_id.int else "",
+        )
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read on from this offset."""
@@ -308,14 +367,11 @@ class KafkaPythonSource:
             raise SourceAwayError(
                 f"The broker does not describe {topic} ({error!r}). It is asked again."
             ) from error
-        if not known:
+        identity = self._known_identity(topic) if known else None
+        if identity is None:
             raise SourceAwayError(f"The broker does not describe {topic} yet. It is asked again.")
-        cluster = self._consumer._cluster  # noqa: SLF001 - no public name for either id
-        topic_id = cluster.topic_id(topic)
-        return Identity(
-            self._cluster_identity or cluster.cluster_id or "unknown",
-            str(topic_id) if topic_id is not None and topic_id.int else "",
-        )
+        self._told[topic] = identity
+        return identity
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Commit to Kafka as a hint for lag tools; a failure only shows there."""
@@ -333,6 +389,10 @@ class KafkaPythonSource:
 def _hinted(_offsets: object, outcome: object) -> None:
     if isinstance(outcome, Exception):
         log.debug("Kafka did not take the offsets as a hint: %s", outcome)
+
+
+def _listed(partitions: Iterable[Partition]) -> str:
+    return ", ".join(f"{p.topic}[{p.partition}]" for p in partitions)
 
 
 def _key(partition: Partition) -> Any:

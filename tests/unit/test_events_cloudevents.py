@@ -1,3 +1,4 @@
+import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -290,8 +291,21 @@ def test_what_does_not_fit_is_left_to_the_generic_reader(features: dict[str, Any
 
 
 def test_an_undeclared_feature_may_be_tolerated() -> None:
-    event = typed({"x 1": 1.0, "new": [1]}, also=("new",))
+    event = typed({"x 1": 1.0, "new": 1}, also=("new",))
     assert msgspec.structs.astuple(event.features)[:2] == (1.0, None)
+
+
+@pytest.mark.parametrize("features", [{"x 1": 2**70}, {"x 1": -(2**70)}, {"x 1": 1, "new": [1]}])
+def test_the_typed_reader_takes_no_row_that_the_generic_one_refuses(
+    features: dict[str, Any],
+) -> None:
+    value = with_fields(features={}).replace(
+        b'"features":{}', b'"features":' + json.dumps(features).encode()
+    )
+    for also in ((), ("new",)):
+        assert typed_inference_decoder(CONTRACT, also).decode(value, []) is None
+    with pytest.raises(DecodeError):
+        decode(value, [], "inference")
 
 
 def test_a_batch_is_read_as_typed_columns() -> None:

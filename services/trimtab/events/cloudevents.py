@@ -31,8 +31,10 @@ from trimtab.events.types import (
     EventTime,
     Inference,
     InferenceBatch,
+    Int64,
     Label,
     Resource,
+    Scalar,
     Traffic,
     time_ms,
 )
@@ -360,7 +362,7 @@ def _validation_reason(text: str) -> Reason:
 class TypedInferenceDecoder:
     """Reads the inferences of one model with its declared features as typed Struct fields.
 
-    Numbers are floats (NaN when absent, None when null), categories str or None. A message that does
+    Numbers are float or int (NaN when absent, None when null), categories str or None. A message that does
     not fit (another model, a feature of the wrong type, an undeclared feature) gives None: read it with
     the module's `decode`, which accepts any scalar, and count there what does not fit. Undeclared
     features named in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer
@@ -444,13 +446,16 @@ class TypedInferenceDecoder:
             spec.append((key, kind, default))
 
         for index, name in enumerate(self.numbers):
-            # NaN for an absent one, so that a row of numbers is packed without a look at each.
-            add(f"n{index}", name, float | None, math.nan)
+            # NaN for an absent one, so that a row of numbers is packed without a look at each. Int64:
+            # what the general reader refuses must not count because this one was tried first.
+            add(f"n{index}", name, float | Int64 | None, math.nan)
         for key, name in zip(self.category_fields, self.categories, strict=True):
             add(key, name, str | None, None)
+        # As typed as the general reader has them: whether a name has been met must decide over no row.
+        others: Any = list[Scalar] if batch else Scalar
         for index, name in enumerate(self.also):
             names[f"x{index}"] = name
-            spec.append((f"x{index}", msgspec.Raw | UnsetType, UNSET))
+            spec.append((f"x{index}", others | UnsetType, UNSET))
         features = defstruct(
             "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
         )

@@ -189,7 +189,6 @@ class Ingest:
         due = [p for p, at in sorted(self._claim_at_s.items()) if at <= self._monotonic()]
         if not due:
             return
-        self.knowledge.refresh()
         for partition in due:
             try:
                 self._claim(partition)
@@ -213,6 +212,8 @@ class Ingest:
             beginning_offset=self.source.beginning(partition),
             now_ms=self.now_ms(),
         )
+        # After the claim: whatever contracts an earlier owner has counted by are known from here on.
+        self.knowledge.refresh()
         owned = OwnedPartition(
             self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
         )

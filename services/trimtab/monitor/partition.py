@@ -227,7 +227,12 @@ class OwnedPartition:
             self._activate(flush, views[model])
             self._labels(flush, views[model], labels)
         self._resources(flush, decoded, records, views)
+        for key in decoded.ignored:  # a contract that only refuses is in force, too
+            if key.model in views:
+                self._activate(flush, views[key.model])
         for reject in decoded.rejects:
+            if reject.model in views:
+                self._activate(flush, views[reject.model])
             self._reject(flush, reject, records[reject.record])
         return flush
 

@@ -14,6 +14,10 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 
 BUSY_TIMEOUT_S = 30
+"""How long a transaction waits for a lock before it fails and is tried again."""
+ABANDONED_S = 60
+"""PostgreSQL ends a write transaction that sends nothing for this long and frees what it has locked: its
+process was stopped, or its machine is gone, and nobody else could take over its partitions."""
 _WRITES = "trimtab_writes"
 
 
@@ -55,6 +59,19 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys=ON")
 
 
+def _set_up_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET lock_timeout = '{BUSY_TIMEOUT_S}s'")
+    connection.commit()
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITES):
+        connection.exec_driver_sql(
+            f"SET LOCAL idle_in_transaction_session_timeout = '{ABANDONED_S}s'"
+        )
+
+
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -77,4 +94,7 @@ def open_store(url: str) -> Store:
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _set_up_postgresql)
+        event.listen(engine, "begin", _begin_postgresql)
     return Store(engine)

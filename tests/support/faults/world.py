@@ -1,0 +1,391 @@
+"""Topics, a store and monitors as processes, with a stream between them; and what must hold at the end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from faults.recount import Log, Record, differences, recount
+from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from trimtab.store import tables as t
+from trimtab.store.engine import open_store
+from trimtab.store.ledger import ledger
+from trimtab.store.migrate import upgrade
+from trimtab.store.models import active_cuts, apply_contract, load_contracts
+from trimtab.store.settled import under_way
+
+DEADLINE_S = 120
+# A process forked from one that has imported the monitor starts in milliseconds, and dies like any other.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["faults.world", "trimtab.monitor.app"])
+
+
+@dataclass
+class Outcome:
+    """One line of the table at the end."""
+
+    fault: str
+    database: str
+    rows: int = 0
+    struck: int = 0
+    """How often the fault struck: kills, restarts, lock-outs."""
+    ledger: str = "–"
+    recount: str = "–"
+    seconds: float = 0.0
+
+
+OUTCOMES: list[Outcome] = []
+
+
+def wait_for(condition, what, deadline_s=DEADLINE_S):
+    deadline = time.monotonic() + deadline_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {deadline_s} s"
+        time.sleep(0.05)
+    return found
+
+
+def run_child(settings, log, knobs):
+    """The body of a monitor process; its output goes to `log`."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from trimtab import logs
+    from trimtab.errors import TrimtabError
+    from trimtab.monitor.app import run_monitor
+    from trimtab.settings import Settings
+
+    logs.set_up("warning", "json")
+    for place, value in knobs.items():
+        module, _, name = place.partition(":")
+        setattr(sys.modules[module], name, value)
+    try:
+        run_monitor(Settings.model_validate(settings), stop, lambda: None)
+    except TrimtabError as error:
+        print(json.dumps({"level": "error", "event": str(error)}), flush=True)
+        sys.exit(1)
+
+
+class Monitor:
+    """A monitor as a process."""
+
+    def __init__(self, settings, log, knobs):
+        self.log = Path(log)
+        self.process = _FORKS.Process(
+            target=run_child, args=(settings, str(log), knobs), daemon=True
+        )
+        self.process.start()
+        self.pid = self.process.pid
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self.process.kill()
+        self.process.join(DEADLINE_S)
+
+    def stop(self):
+        """Ask it to end, and return its exit code."""
+        self.process.terminate()
+        return self.wait()
+
+    def wait(self):
+        self.process.join(DEADLINE_S)
+        assert self.process.exitcode is not None, f"the monitor did not end within {DEADLINE_S} s"
+        return self.process.exitcode
+
+    def errors(self):
+        """What it has logged as an error."""
+        if not self.log.exists():
+            return []
+        found = []
+        for line in self.log.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                found.append(line)  # a traceback, or words of a library
+                continue
+            if entry.get("level") in ("error", "critical"):
+                found.append(" ".join(str(entry.get(k, "")) for k in ("logger", "event", "exception")))
+        return found
+
+
+class World:
+    """Everything a fault can do something to."""
+
+    def __init__(self, *, broker, url, folder, outcome, rows, seed=1, topic_configs=()):
+        self.broker, self.url, self.folder, self.outcome = broker, url, Path(folder), outcome
+        self.random = Random(seed)
+        self.name = f"f{uuid.uuid4().hex[:10]}"
+        self.topic = {role: f"{self.name}.{role}" for role in ("inference", "labels", "resources")}
+        self.role = {name: role for role, name in self.topic.items()}
+        self.partitions = {"inference": PARTITIONS, "labels": LABEL_PARTITIONS, "resources": 1}
+        self.topic_configs = dict(topic_configs)
+        self.make_topics(*self.partitions)
+        self._create(f"{self.name}.outcomes", 1)
+        self.store = open_store(url)
+        upgrade(self.store)
+        for contract in MODELS:
+            apply_contract(self.store, contract, "", "test", 0)
+        self.messages = stream(rows, seed)
+        self.sent = 0
+        self.monitors: list[Monitor] = []
+        self.former: list[Log] = []
+        """Partitions that are no longer in the topic, as they were."""
+        self.allowed: list[str] = []
+        """Words of errors that this fault makes monitors log."""
+        self.knobs: dict[str, object] = {}
+        self.codec: str | None = None
+        self.began_s = time.monotonic()
+
+    # --- topics and messages ----------------------------------------------------------------------
+
+    def make_topics(self, *roles):
+        for role in roles:
+            self._create(self.topic[role], self.partitions[role])
+
+    def admin(self):
+        from kafka import KafkaAdminClient
+
+        return KafkaAdminClient(bootstrap_servers=self.broker.bootstrap)
+
+    def _create(self, name, partitions):
+        from kafka.admin import NewTopic
+
+        # The stream's timestamps are of the past: retention would delete it at once.
+        configs = {"retention.ms": "-1", "max.message.bytes": "4000000"} | self.topic_configs
+        admin = self.admin()
+        try:
+            admin.create_topics(
+                [
+                    NewTopic(
+                        name=name,
+                        num_partitions=partitions,
+                        replication_factor=1,
+                        topic_configs=configs,
+                    )
+                ]
+            )
+        finally:
+            admin.close()
+
+    def send(self, share=1.0):
+        """Send the next part of the stream (a share of the whole) and wait until the broker has it."""
+        from kafka import KafkaProducer
+
+        until = min(len(self.messages), self.sent + int(share * len(self.messages)) + 1)
+        producer = KafkaProducer(
+            bootstrap_servers=self.broker.bootstrap,
+            linger_ms=5,
+            max_request_size=4_000_000,
+            compression_type=self.codec,
+        )
+        try:
+            for one in self.messages[self.sent : until]:
+                producer.send(
+                    self.topic[one.role],
+                    partition=one.partition,
+                    key=b"k",
+                    value=one.value,
+                    headers=list(one.headers),
+                    timestamp_ms=one.timestamp,
+                )
+            producer.flush(timeout=DEADLINE_S)
+        finally:
+            producer.close()
+        self.sent = until
+
+    def read(self, roles=("inference", "labels", "resources")):
+        """Return {(topic, partition): records} of the topics as they are, and where they end."""
+        from kafka import KafkaConsumer, TopicPartition
+
+        consumer = KafkaConsumer(
+            bootstrap_servers=self.broker.bootstrap,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            max_partition_fetch_bytes=4_000_000,
+        )
+        try:
+            parts = [
+                TopicPartition(self.topic[role], n)
+                for role in roles
+                for n in range(self.partitions[role])
+            ]
+            consumer.assign(parts)
+            consumer.seek_to_beginning()
+            ends = consumer.end_offsets(parts)
+            found = defaultdict(list)
+            deadline = time.monotonic() + DEADLINE_S
+            while any(consumer.position(p) < ends[p] for p in parts):
+                assert time.monotonic() < deadline, "the topics could not be read to their ends"
+                for part, records in consumer.poll(500).items():
+                    found[tuple(part)] += [
+                        Record(r.offset, r.timestamp, tuple(r.headers), r.value) for r in records
+                    ]
+        finally:
+            consumer.close()
+        return found, {tuple(part): end for part, end in ends.items()}
+
+    # --- monitors ---------------------------------------------------------------------------------
+
+    def settings(self, **consumer):
+        return {
+            "data_dir": str(self.folder),
+            "store": {"url": self.url},
+            "kafka": {
+                "bootstrap": self.broker.bootstrap,
+                "prefix": self.name,
+                "group": self.name,
+                "inference_topics": [self.topic["inference"]],
+                "label_topics": [self.topic["labels"]],
+                "resource_topics": [self.topic["resources"]],
+                "consumer": {"session_timeout_ms": 6_000, "heartbeat_interval_ms": 500, **consumer},
+            },
+            "monitor": {"flush_s": 0.2, "poll_records": 200, "lease_s": 3},
+        }
+
+    def start(self, knobs=(), **consumer):
+        log = self.folder / f"{self.name}-{len(self.monitors)}.log"
+        monitor = Monitor(self.settings(**consumer), log, self.knobs | dict(knobs))
+        self.monitors.append(monitor)
+        return monitor
+
+    def start_static(self):
+        """Start one that takes over at once from a killed one."""
+        return self.start(group_instance_id="static")
+
+    def entries(self):
+        return ledger(self.store)
+
+    def flushed(self):
+        """How many flushes there have been, over all partitions."""
+        with self.store.read() as connection:
+            return int(connection.scalar(select(func.sum(t.partitions.c.flush_seq))) or 0)
+
+    def owners(self):
+        return {e.owner for e in self.entries() if e.topic == self.topic["inference"]}
+
+    def claims(self):
+        return sum(e.epoch for e in self.entries())
+
+    def wait_for_flushes(self, more=1):
+        before = self.flushed()
+        wait_for(lambda: self.flushed() >= before + more, f"{more} flushes")
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def settle(self, ends):
+        """Wait until everything is read, joined, judged and told."""
+        left = ["nothing was looked at"]
+
+        def done():
+            try:
+                left[:] = [
+                    text
+                    for contract in MODELS
+                    for text in under_way(
+                        self.store, contract.name, ends, time.time_ns() // 1_000_000
+                    )
+                ]
+                with self.store.read() as connection:
+                    unsent = connection.scalar(
+                        select(func.count()).where(t.deliveries.c.sent_ms.is_(None))
+                    )
+            except SQLAlchemyError as error:
+                left[:] = [str(error)]
+                return False
+            left.extend([f"{unsent} outcomes to tell"] * bool(unsent))
+            return not left
+
+        deadline = time.monotonic() + DEADLINE_S
+        while not done():
+            assert time.monotonic() < deadline, f"stuck: {left}\n{self.said()}"
+            time.sleep(0.1)
+
+    def said(self):
+        """The last words of the monitors."""
+        return "\n".join(
+            f"--- {m.log.name}\n{m.log.read_text()[-2_000:]}" for m in self.monitors if m.log.exists()
+        )
+
+    def finish(self):
+        """Send the rest, wait for the end, and check the four things."""
+        if self.sent < len(self.messages):
+            self.send()
+        found, ends = self.read()
+        if not any(m.process.is_alive() for m in self.monitors):
+            self.start_static()
+        self.settle(ends)
+        for monitor in self.monitors:
+            if monitor.process.is_alive():
+                assert monitor.stop() == 0, self.said()
+        entries = self.entries()
+        self.outcome.rows = sum(e.rows for e in entries)
+        problems = [problem for e in entries for problem in e.balance()]
+        self.outcome.ledger = "balances" if not problems else "DOES NOT BALANCE"
+        assert problems == []
+        problems = differences(self.store, self.expected(found), MODELS)
+        self.outcome.recount = "equal" if not problems else "DIFFERS"
+        assert problems == [], "\n".join(text[:2_000] for text in problems[:6])
+        unexpected = [
+            f"{monitor.log.name}: {text}"
+            for monitor in self.monitors
+            for text in monitor.errors()
+            if not any(word in text for word in self.allowed)
+        ]
+        assert unexpected == [], "\n".join(text[:2_000] for text in unexpected[:5])
+
+    def expected(self, found):
+        """Recount what is in the topics, and what was in those that are gone."""
+        # A topic created again has a newer entry per partition.
+        newest = {(e.topic, e.partition): e.partition_id for e in self.entries()}
+        logs = [
+            Log(newest[place], self.role[place[0]], records)
+            for place, records in sorted(found.items())
+        ]
+        with self.store.read() as connection:
+            lost = connection.execute(
+                select(t.losses.c.partition_id, t.losses.c.from_offset, t.losses.c.to_offset)
+            ).all()
+            activations = connection.execute(
+                select(t.contract_activations).order_by(t.contract_activations.c.revision)
+            ).all()
+            bodies = {
+                (row.model, row.revision): row.body
+                for row in connection.execute(select(t.contracts))
+            }
+        del activations, bodies
+        contracts = {name: row.contract for name, row in load_contracts(self.store).items()}
+        logs = self.former + logs
+        for log in logs:
+            gone = [(a, b) for pid, a, b in lost if pid == log.partition_id]
+            log.records = [
+                r for r in log.records if not any(a <= r.offset < b for a, b in gone)
+            ]
+        logs.sort(key=lambda log: log.partition_id)
+        cuts = {name: active_cuts(self.store, name) for name in contracts}
+        return recount(logs, lambda _pid, model, _offset: contracts.get(model), cuts)
+
+    def close(self):
+        for monitor in self.monitors:
+            if monitor.process.is_alive():
+                monitor.send(signal.SIGCONT)
+                monitor.kill()
+        self.outcome.seconds = time.monotonic() - self.began_s
+        self.store.close()
