@@ -83,7 +83,7 @@ def stream(
         version=version,
         bootstrap_servers=kafka.bootstrap,
         api_version=kafka.api_version,
-        client=kafka.client,
+        client=kafka.options,
         topic_prefix=kafka.prefix,
         features=_mapping(features or []),
         categories=frozenset(categories or []),

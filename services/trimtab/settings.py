@@ -36,7 +36,7 @@ PREFIX = "TRIMTAB_"
 FILE_VARIABLE = "TRIMTAB_CONFIG"
 DEFAULT_FILE = "trimtab.toml"
 MASK = "********"
-_FREE_TABLES = frozenset({"kafka.client", "kafka.consumer", "webhooks"})
+_FREE_TABLES = frozenset({"kafka.options", "kafka.consumer", "webhooks"})
 _SECRET_WORDS = ("password", "secret", "token", "credential", "private")
 
 
@@ -80,8 +80,10 @@ class KafkaSettings(_Section):
     """Default: `{prefix}.inference`."""
     label_topics: tuple[str, ...] = ()
     resource_topics: tuple[str, ...] = ()
-    client: dict[str, Any] = Field(default_factory=dict)
-    """Further options of every Kafka client, such as `security_protocol`."""
+    client: Literal["kafka-python", "confluent-kafka"] = "kafka-python"
+    """What the monitor and the archive read with; producers always use kafka-python."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of every Kafka client in kafka-python's names, such as `security_protocol`."""
     consumer: dict[str, Any] = Field(default_factory=dict)
     """Further options of consumers only, such as `group_instance_id` or `session_timeout_ms`."""
 
@@ -97,14 +99,14 @@ class KafkaSettings(_Section):
         )
 
     def client_options(self) -> dict[str, Any]:
-        """Options that every kafka-python client shares; `client` wins."""
+        """Options that every Kafka client shares, in kafka-python's names; `options` wins."""
         options: dict[str, Any] = {"bootstrap_servers": self.bootstrap}
         if self.version is not None:
             options["api_version"] = self.version
-        return options | self.client
+        return options | self.options
 
     def consumer_options(self) -> dict[str, Any]:
-        """Options of every kafka-python consumer; `consumer` wins."""
+        """Options of every consumer; `consumer` wins."""
         return self.client_options() | self.consumer
 
     @field_validator("api_version")

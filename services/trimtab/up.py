@@ -124,7 +124,7 @@ def _embedded_kafka(kafka: KafkaSettings, broker: EmbeddedBrokerProcess) -> Kafk
             "bootstrap": broker.bootstrap,
             "api_version": ".".join(map(str, API_VERSION)),
             "identity": broker.identity,
-            "client": kafka.client | _beyond(broker.client, ("bootstrap_servers", "api_version")),
+            "options": kafka.options | _beyond(broker.client, ("bootstrap_servers", "api_version")),
             # Producers refuse a consumer's options.
             "consumer": kafka.consumer | _beyond(broker.group, broker.client),
         }
@@ -154,7 +154,7 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
         *kafka.resource_topics,
         *(kafka.topic(name) for name in ("outcomes", "traffic")),
     ]
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, **kafka.client)
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, **kafka.options)
     try:
         missing = [topic for topic in dict.fromkeys(wanted) if topic not in admin.list_topics()]
         for topic in missing:

@@ -45,7 +45,7 @@ def settings_of(broker, url, directory):
             "bootstrap": broker.bootstrap,
             "api_version": "2.1",
             "identity": broker.identity,
-            "client": {k: v for k, v in client.items() if k not in own},
+            "options": {k: v for k, v in client.items() if k not in own},
             "consumer": {k: v for k, v in group.items() if k not in client},
         },
         "archive": {"dir": str(directory), "flush_s": 0.05, "flush_rows": 400},

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trimtab.source import KafkaPythonSource
+from trimtab.sources.kafka_python import KafkaPythonSource
 
 pytestmark = pytest.mark.kafka
 DEADLINE_S = 30

@@ -136,7 +136,7 @@ def test_the_glossary_has_one_entry_per_term_in_order() -> None:
 # --- operations -----------------------------------------------------------------------------------
 
 OPERATIONS = DOCS / "operations.md"
-WHOLE_TABLES = {"kafka.client", "kafka.consumer", "webhooks"}
+WHOLE_TABLES = {"kafka.options", "kafka.consumer", "webhooks"}
 
 
 def dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_the_settings_file_of_the_page_is_one(tmp_path: Path) -> None:
     file.write_text(text)
     loaded = load(file=file, environ={}).settings
     assert loaded.store.url.startswith("postgresql://")
-    assert loaded.kafka.client["security_protocol"] == "SSL"
+    assert loaded.kafka.options["security_protocol"] == "SSL"
 
 
 @pytest.mark.parametrize("place", ["api", "monitor"])

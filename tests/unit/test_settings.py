@@ -72,7 +72,7 @@ def test_no_secret_is_shown() -> None:
     environ = {
         "TRIMTAB_STORE__URL": "postgresql://me:hush@host/db",
         "TRIMTAB_WEBHOOKS": '{"pager": {"url": "https://example.org/h", "secret": "hush"}}',
-        "TRIMTAB_KAFKA__CLIENT": '{"sasl_plain_password": "hush"}',
+        "TRIMTAB_KAFKA__OPTIONS": '{"sasl_plain_password": "hush"}',
     }
     loaded = load(environ=environ)
     shown = {key: value for key, value, _ in settings.show(loaded)}
@@ -84,7 +84,7 @@ def test_no_secret_is_shown() -> None:
 def test_a_child_process_gets_the_same_settings() -> None:
     environ = {
         "TRIMTAB_WEBHOOKS": '{"pager": {"url": "https://example.org/h", "secret": "s"}}',
-        "TRIMTAB_KAFKA__CLIENT": '{"security_protocol": "SSL"}',
+        "TRIMTAB_KAFKA__OPTIONS": '{"security_protocol": "SSL"}',
         "TRIMTAB_KAFKA__API_VERSION": "2.1",
     }
     parent = load({"api.open_metrics": True}, environ=environ).settings

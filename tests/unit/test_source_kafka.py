@@ -6,7 +6,8 @@ import pytest
 
 from trimtab.monitor.embedded import EmbeddedBroker
 from trimtab.sdk.producer import make_producer
-from trimtab.source import KafkaPythonSource, SourceAwayError
+from trimtab.source import SourceAwayError
+from trimtab.sources.kafka_python import KafkaPythonSource
 
 
 def test_the_end_of_the_log_is_unknown_while_the_broker_is_away() -> None:

@@ -22,15 +22,8 @@ from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import DecodeError, Role, batch_rows, decode
 from trimtab.events.types import Inference, InferenceBatch, Label
 from trimtab.settings import Settings
-from trimtab.source import (
-    KafkaPythonSource,
-    Lost,
-    Partition,
-    Polled,
-    Record,
-    Source,
-    SourceAwayError,
-)
+from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
+from trimtab.sources import open_source
 from trimtab.store.archive import commit_files
 from trimtab.store.engine import Store, open_store
 from trimtab.store.leases import owner_name
@@ -41,6 +34,7 @@ log = logs.get("archive")
 
 CONSUMER = "archive"
 _POLL_S = 0.5
+_POLL_RECORDS = 5_000
 _SEEN_EVERY_S = 2.0
 _RETRY_S = 1.0
 _FLUSH_BYTES = 32 * 1024 * 1024
@@ -268,11 +262,7 @@ def run_archive(
     kafka = settings.kafka
     roles: dict[str, Role] = dict.fromkeys(kafka.inference_topics, "inference")
     roles |= dict.fromkeys(kafka.label_topics, "labels")
-    source = KafkaPythonSource(
-        kafka.consumer_options(),
-        settings.archive.group,
-        cluster_identity=kafka.identity,
-    )
+    source = open_source(kafka, settings.archive.group, _POLL_RECORDS)
     archive = Archive(
         store,
         source,

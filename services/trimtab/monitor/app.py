@@ -21,7 +21,7 @@ from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.metrics import METRICS
 from trimtab.settings import Settings
-from trimtab.source import KafkaPythonSource, SourceError
+from trimtab.sources import open_source
 from trimtab.store.engine import Store, open_store
 from trimtab.store.fixed import fix_shards
 from trimtab.store.leases import owner_name
@@ -95,24 +95,6 @@ def roles_of(settings: Settings) -> dict[str, Role]:
     return roles
 
 
-def open_source(settings: Settings) -> KafkaPythonSource:
-    """Connect to Kafka. Raises SourceError when no broker answers."""
-    from kafka.errors import KafkaError
-
-    try:
-        return KafkaPythonSource(
-            settings.kafka.consumer_options(),
-            settings.kafka.group,
-            settings.monitor.poll_records,
-            settings.kafka.identity,
-        )
-    except (KafkaError, ValueError, AssertionError) as error:
-        raise SourceError(
-            f"No Kafka broker answers at {settings.kafka.bootstrap} ({error!r}). Check kafka.bootstrap "
-            "(`trimtab config show`) and that the broker runs."
-        ) from error
-
-
 def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Event) -> list[Worker]:
     """Return the background workers, not yet started."""
     lease_s = settings.monitor.lease_s
@@ -145,7 +127,7 @@ def relay_of(settings: Settings, store: Store) -> Relay:
         name: WebhookTarget(hook.url, hook.secret.get_secret_value() if hook.secret else None)
         for name, hook in settings.webhooks.items()
     }
-    publisher = KafkaPublisher(kafka.bootstrap, kafka.version, kafka.client)
+    publisher = KafkaPublisher(kafka.bootstrap, kafka.version, kafka.options)
     return Relay(store, publisher, kafka.prefix, webhooks)
 
 
@@ -173,7 +155,7 @@ def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], o
         owner = owner_name()
         ingest = Ingest(
             store,
-            open_source(settings),
+            open_source(settings.kafka, settings.kafka.group, settings.monitor.poll_records),
             roles_of(settings),
             owner,
             flush_rows=settings.monitor.flush_rows,

@@ -62,7 +62,7 @@ class Streams:
                     topic_prefix=kafka.prefix,
                     instance=serve.instance or f"{socket.gethostname()}-{os.getpid()}",
                     api_version=kafka.api_version,
-                    client=kafka.client,
+                    client=kafka.options,
                 )
             return self._streams[model]
 
