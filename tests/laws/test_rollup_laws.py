@@ -6,7 +6,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from trimtab.alerts.delivery import Relay
@@ -16,6 +16,7 @@ from trimtab.events.types import Inference
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.ingest import Ingest
+from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.cuts import ModelCuts
@@ -182,6 +183,7 @@ class Monitor:
         t.metadata.create_all(self.store.engine)
         self.log = MemoryLog()
         self.clock = Clock()
+        self.joiner = Joiner(self.store, "one")
         self.evaluator = Evaluator(self.store, "one")
         self.keeper = None
         if retention is not None:
@@ -217,6 +219,7 @@ class Monitor:
         self.clock.s += 70
         for _ in range(3):
             self.ingest.step(0)
+        self.joiner.tick(self.clock.now_ms())
         self.evaluator.tick(self.clock.now_ms())
 
     def fold(self) -> None:
@@ -239,6 +242,7 @@ class Monitor:
 
     def close(self) -> None:
         self.ingest.stop()
+        self.joiner.stop()
         if self.keeper is not None:
             self.keeper.close()
         self.store.close()
@@ -330,7 +334,8 @@ DAILY = Retention(
 )
 
 
-@settings(max_examples=6, deadline=None)
+# Shrinking a stream would take minutes, and a failing one says enough.
+@settings(max_examples=6, deadline=None, phases=(Phase.reuse, Phase.generate))
 @given(streams())
 def test_hours_and_days_equal_the_direct_count_and_no_verdict_differs(stream):
     rows, cuts_at, acts, short = stream
