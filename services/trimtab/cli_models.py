@@ -3,7 +3,7 @@
 import getpass
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -28,6 +28,7 @@ from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.store import overview
 from trimtab.store.engine import Store
 from trimtab.store.verdicts import VerdictRow, latest_verdicts, verdict_history
+from trimtab.windows.rollup import Resolution
 
 model_app = typer.Typer(help="Contracts, versions and champions.", no_args_is_help=True)
 baseline_app = typer.Typer(help="What traffic is compared with.", no_args_is_help=True)
@@ -367,14 +368,68 @@ def window_show(
         )
 
 
-def _start_ms(store: Any, model: str, text: str) -> int:
-    from datetime import UTC, datetime
+@window_app.command("history")
+def window_history(
+    context: typer.Context,
+    model: ModelName,
+    by: Annotated[
+        Literal["hour", "day"], typer.Option(help="Length of a line's period, of UTC.")
+    ] = "hour",
+    since: Annotated[
+        str | None, typer.Option("--from", help="First start: ms since the epoch, or ISO 8601.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Starts before this only.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="At most this many, newest.")] = 48,
+    as_json: Json = False,
+) -> None:
+    """Show a model's figures by hour or day, newest first, for as long as they are kept."""
+    from trimtab.api.history import EVER_MS, history
 
+    with store_of(context) as store:
+        found = history(
+            store,
+            model,
+            Resolution(by),
+            from_ms=EVER_MS[0] if since is None else _time_ms(since),
+            to_ms=EVER_MS[1] if until is None else _time_ms(until),
+            limit=limit,
+            now_ms=now_ms(),
+        )
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        (f"{by} (UTC)", "rows", "errors", "p50 ms", "p95 ms", "p99 ms", "max psi", "of", "drifted"),
+        (
+            (
+                when(period.start_ms) + ("" if period.complete else " (open)"),
+                f"{period.rows:,}",
+                figure(period.figures["error_rate"]),
+                *(figure(period.figures["latency_ms"][name]) for name in ("p50", "p95", "p99")),
+                figure(period.figures["drift"]["max_psi"]),
+                period.figures["drift"].get("max_psi_feature", ""),
+                ", ".join(period.figures["drift"]["drifted"]),
+            )
+            for period in found.items
+        ),
+        f"No {by} of {model} is stored in this range.",
+    )
+    if found.next is not None:
+        console.print(f"Older ones: --to {found.next}", style="dim")
+
+
+def _start_ms(store: Any, model: str, text: str) -> int:
     if text == "latest":
         newest = latest_verdicts(store, model, 1)
         if not newest:
             raise NotFoundError(f"No window of {model} has closed yet.")
         return newest[0].verdict.window_start_ms
+    return _time_ms(text)
+
+
+def _time_ms(text: str) -> int:
+    from datetime import UTC, datetime
+
     if text.lstrip("-").isdigit():
         return int(text)
     try:

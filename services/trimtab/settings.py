@@ -150,6 +150,8 @@ class RetentionSettings(_Section):
     """How long states are kept, in a model's event time."""
 
     panes_hours: int = Field(default=48, ge=1)
+    hours_days: int = Field(default=30, ge=1)
+    days_years: int = Field(default=2, ge=1)
     labels_days: int = Field(default=30, ge=1)
     samples_days: int = Field(default=7, ge=1)
     rejected_days: int = Field(default=7, ge=1)

@@ -11,10 +11,13 @@ from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.store import verdicts
 from trimtab.store.engine import open_store
-from trimtab.store.tables import deliveries, metadata, outbox, panes
+from trimtab.store.tables import deliveries, metadata, outbox, panes, rollups
 from trimtab.testing.series import SeriesWriter
+from trimtab.windows.rollup import HOUR_MS
 
 START = 600_000_000_000  # 1989: the wall clock must not matter
+MINUTE = 60_000
+DAY = 6_944 * 24 * HOUR_MS
 
 
 class Sink:
@@ -30,7 +33,19 @@ def count(store, table) -> int:
         return connection.scalar(select(func.count()).select_from(table))
 
 
-def test_old_panes_and_old_detail_go_by_event_time_and_verdicts_stay(store_url, monkeypatch):
+def by_resolution(store) -> dict[str, int]:
+    with store.read() as connection:
+        return {
+            row.resolution: int(row.rows)
+            for row in connection.execute(
+                select(rollups.c.resolution, func.sum(rollups.c.rows).label("rows")).group_by(
+                    rollups.c.resolution
+                )
+            )
+        }
+
+
+def test_old_panes_become_hours_and_days_by_event_time_and_old_detail_goes(store_url, monkeypatch):
     monkeypatch.setattr(housekeeping, "ROWS_PER_TICK", 10)
     store = open_store(store_url)
     metadata.create_all(store.engine)
@@ -38,57 +53,103 @@ def test_old_panes_and_old_detail_go_by_event_time_and_verdicts_stay(store_url, 
         name="m",
         task="binary",
         features={"x": Feature("number")},
-        windows=Windows(length="2s", pane="2s", out_of_order="0s", min_rows=5),
+        windows=Windows(length="30 min", pane="30 min", out_of_order="0s", min_rows=5),
     )
     now_ms = 1_700_000_000_000
     writer = SeriesWriter(store, contract, now_ms)
     writer.fit_cuts({"x": [float(i) for i in range(50)]})
     for number in range(40):
-        writer.rows(START + number * 2_000, {"x": [1.0] * 10})
-    writer.passed(START + 80_000)
-    assert Evaluator(store, "one").tick(now_ms) == 40
+        writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
+    writer.passed(DAY + 20 * HOUR_MS)
+    writer.seal(DAY + 20 * HOUR_MS)
+    evaluator = Evaluator(store, "one")
+    assert evaluator.tick(now_ms) == 40
+    assert evaluator.tick(now_ms + 100_000) == 0
 
-    keep = Retention(panes_ms=20_000, verdict_detail_ms=20_000, outbox_ms=1_000)
+    keep = Retention(
+        panes_ms=4 * HOUR_MS,
+        hours_ms=10 * HOUR_MS,
+        days_ms=100 * HOUR_MS,
+        verdict_detail_ms=19 * HOUR_MS,
+        outbox_ms=1_000,
+    )
     keeper = Housekeeping(store, "one", Relay(store, Sink(), "tt"), keep)
-    assert keeper.tick(now_ms) == 40 + 10 + 1  # deliveries, panes, one verdict thinned
-    assert count(store, panes) == 30
+    # Deliveries; ten panes folded; those of four hours, which are surely whole, again; one verdict thinned.
+    assert keeper.tick(now_ms) == 40 + 10 + 8 + 1
+    assert (count(store, panes), by_resolution(store)) == (30, {"hour": 80, "pane": 20})
     for step in range(1, 12):
         keeper.tick(now_ms + 5_000 + step)
-    assert count(store, panes) == 10
-    assert count(store, outbox) == count(store, deliveries) == 0
-    kept = verdicts.verdicts_between(store, "m", 0, START * 2)
+    # The day is not over: none of its hours can go yet.
+    assert by_resolution(store) == {"pane": 80, "hour": 320}
+    assert count(store, panes) == count(store, outbox) == count(store, deliveries) == 0
+
+    writer.rows(DAY + 50 * HOUR_MS, {"x": [1.0] * 10})
+    writer.passed(DAY + 51 * HOUR_MS)
+    writer.seal(DAY + 51 * HOUR_MS)
+    for step in range(1, 4):
+        evaluator.tick(now_ms + step * 200_000)
+    for step in range(1, 20):
+        keeper.tick(now_ms + 800_000 + step)
+    assert by_resolution(store) == {"day": 400, "pane": 10}
+    kept = verdicts.verdicts_between(store, "m", 0, DAY + 20 * HOUR_MS)
     assert len(kept) == 40
     assert "features" not in kept[0].verdict.figures
     assert kept[0].verdict.figures["rows"] == 10
-    assert "x" in kept[-1].verdict.figures["features"]
+
+    writer.rows(DAY + 150 * HOUR_MS, {"x": [1.0] * 10})
+    writer.passed(DAY + 151 * HOUR_MS)
+    for step in range(1, 20):
+        evaluator.tick(now_ms + step * 2_000_000)
+    for step in range(1, 20):
+        keeper.tick(now_ms + 100_000_000 + step)
+    assert by_resolution(store) == {"day": 10}
+    assert len(verdicts.verdicts_between(store, "m", 0, DAY + 20 * HOUR_MS)) == 40
     keeper.close()
     store.close()
 
 
-def test_what_waits_for_a_verdict_or_for_labels_stays_whatever_its_age(store_url):
+def test_what_waits_for_a_verdict_or_for_labels_keeps_its_panes_whatever_its_age(store_url):
     store = open_store(store_url)
     metadata.create_all(store.engine)
     contract = Contract(
         name="m",
         task="binary",
         features={"x": Feature("number")},
-        labels=Labels(arrive="within 40 s"),
-        windows=Windows(length="2s", pane="2s", out_of_order="0s", min_rows=5),
+        labels=Labels(arrive="within 4 h"),
+        windows=Windows(length="30 min", pane="30 min", out_of_order="0s", min_rows=5),
     )
     now_ms = 1_700_000_000_000
     writer = SeriesWriter(store, contract, now_ms)
     writer.fit_cuts({"x": [float(i) for i in range(50)]})
     for number in range(40):
-        writer.rows(START + number * 2_000, {"x": [1.0] * 10})
-    writer.passed(START + 80_000)
-    keeper = Housekeeping(store, "one", Relay(store, Sink(), "tt"), Retention(panes_ms=10_000))
+        writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
+    writer.passed(DAY + 20 * HOUR_MS)
+    writer.seal(DAY + 20 * HOUR_MS)
+    keep = Retention(panes_ms=HOUR_MS)
+    keeper = Housekeeping(store, "one", Relay(store, Sink(), "tt"), keep)
     keeper.tick(now_ms)
-    assert count(store, panes) == 40  # nothing has been judged yet
+    assert (count(store, panes), count(store, rollups)) == (40, 0)  # nothing has been judged yet
 
-    assert Evaluator(store, "one").tick(now_ms) == 40
+    evaluator = Evaluator(store, "one")
+    assert evaluator.tick(now_ms) == 40
     for step in range(1, 5):
         keeper.tick(now_ms + step * 100_000)
-    assert count(store, panes) == 22  # labels may come for 40 s, and two windows more
+    # Labels may come for 4 h, and two windows more.
+    assert by_resolution(store) == {"hour": 300, "pane": 100}
+
+    # A label that comes too late still finds its panes while it waits.
+    late_ms = DAY + 15 * HOUR_MS
+    writer.labels(late_ms, {("yes", "no"): 9}, predicted_rows=10)
+    writer.passed(DAY + 30 * HOUR_MS)
+    assert evaluator.tick(now_ms + 1_000) == 20  # nothing came; the revision waits for its minute
+    for step in range(5, 9):
+        keeper.tick(now_ms + step * 100_000)
+    assert by_resolution(store) == {"hour": 300, "pane": 100}
+    assert evaluator.tick(now_ms + 2_000_000) == 1
+    assert len(verdicts.verdict_history(store, "m", late_ms)) == 2
+    for step in range(9, 12):
+        keeper.tick(now_ms + step * 100_000)
+    assert by_resolution(store) == {"hour": 400}
     keeper.close()
     store.close()
 

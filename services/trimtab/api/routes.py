@@ -6,7 +6,7 @@ Every handler runs in a thread, since the store blocks. Lists take `limit` and `
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from anyio.to_thread import run_sync
@@ -17,6 +17,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from msgspec import Struct
 
 from trimtab.api.auth import Asked, allow
+from trimtab.api.history import EVER_MS, PERIODS_MAX, History, history
 from trimtab.api.series import Series, series
 from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError, TrimtabError
@@ -26,6 +27,7 @@ from trimtab.store.alerts import get_alert
 from trimtab.store.baselines import baselines_of
 from trimtab.store.engine import Store
 from trimtab.store.keys import AuditRow, list_audit, list_keys
+from trimtab.windows.rollup import Resolution
 
 WINDOWS_MAX = 2_000
 STREAM_EVERY_S = 1.0
@@ -203,8 +205,8 @@ def get_model(state: State, model: FromPath[str]) -> ModelDetail:
     """Get a model: status, contract, versions."""
     store = _store(state)
     status = overview.model_status(store, model)
-    history = models.contract_history(store, model)
-    contract = msgspec.to_builtins(history[-1].contract) if history else None
+    revisions = models.contract_history(store, model)
+    contract = msgspec.to_builtins(revisions[-1].contract) if revisions else None
     return ModelDetail(status, contract, models.versions_of(store, model))
 
 
@@ -255,6 +257,31 @@ def get_series(
     return series(model, chosen, agent.traffic_history(store, model))
 
 
+@get("/models/{model:str}/history", sync_to_thread=True)
+def get_history(
+    state: State,
+    model: FromPath[str],
+    resolution: Annotated[
+        Literal["hour", "day"], QueryParameter(description="Hours or days, of UTC.")
+    ] = "hour",
+    from_ms: Annotated[int | None, QueryParameter(name="from", required=False)] = None,
+    to_ms: Annotated[int | None, QueryParameter(name="to", required=False)] = None,
+    limit: Annotated[
+        int, QueryParameter(ge=1, le=PERIODS_MAX, description="At most this many.")
+    ] = 48,
+) -> History:
+    """Get a model's figures by hour or day, newest first: of those that start in a range."""
+    return history(
+        _store(state),
+        model,
+        Resolution(resolution),
+        from_ms=EVER_MS[0] if from_ms is None else from_ms,
+        to_ms=EVER_MS[1] if to_ms is None else to_ms,
+        limit=limit,
+        now_ms=now_ms(),
+    )
+
+
 # --- windows and verdicts -------------------------------------------------------------------------
 
 
@@ -290,12 +317,12 @@ def list_windows(
 @get("/models/{model:str}/windows/{start_ms:int}", sync_to_thread=True)
 def get_window(state: State, model: FromPath[str], start_ms: FromPath[int]) -> DriftReport:
     """Get the drift report of a window."""
-    history = _history(_store(state), model, start_ms)
-    last = history[-1]
+    revisions = _history(_store(state), model, start_ms)
+    last = revisions[-1]
     return DriftReport(
         verdict_id=last.id,
         created_ms=last.created_ms,
-        revisions=len(history),
+        revisions=len(revisions),
         verdict=last.verdict,
     )
 
@@ -313,10 +340,10 @@ def list_verdicts(
 
 def _history(store: Store, model: str, start_ms: int) -> list[verdicts.VerdictRow]:
     overview.model_status(store, model)
-    history = verdicts.verdict_history(store, model, start_ms)
-    if not history:
+    found = verdicts.verdict_history(store, model, start_ms)
+    if not found:
         raise NotFoundError(f"{model} has no closed window that starts at {start_ms} ms.")
-    return history
+    return found
 
 
 # --- alerts, runs, rollouts -----------------------------------------------------------------------
@@ -459,6 +486,7 @@ reading = Router(
         list_contracts,
         list_baselines,
         get_series,
+        get_history,
         list_windows,
         get_window,
         list_verdicts,

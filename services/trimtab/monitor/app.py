@@ -16,7 +16,7 @@ from trimtab.alerts.delivery import KafkaPublisher, Relay, WebhookTarget
 from trimtab.clock import now_ms
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.evaluator import Evaluator
-from trimtab.monitor.housekeeping import DAY_MS, HOUR_MS, Housekeeping, Retention
+from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.metrics import METRICS
@@ -25,6 +25,7 @@ from trimtab.sources import open_source
 from trimtab.store.engine import Store, open_store
 from trimtab.store.fixed import fix_shards
 from trimtab.store.leases import owner_name
+from trimtab.windows.rollup import DAY_MS, HOUR_MS
 
 log = logs.get("monitor")
 
@@ -136,6 +137,8 @@ def retention_of(settings: Settings) -> Retention:
     keep = settings.retention
     return Retention(
         panes_ms=keep.panes_hours * HOUR_MS,
+        hours_ms=keep.hours_days * DAY_MS,
+        days_ms=keep.days_years * 365 * DAY_MS,
         labels_ms=keep.labels_days * DAY_MS,
         samples_ms=keep.samples_days * DAY_MS,
         rejected_ms=keep.rejected_days * DAY_MS,

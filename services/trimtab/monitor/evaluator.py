@@ -31,12 +31,11 @@ from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, contracts_digest, load_contracts
-from trimtab.store.panes import watermark
-from trimtab.store.tables import panes, watermarks
+from trimtab.store.panes import first_start_ms, starts_with_rows, watermark
+from trimtab.store.tables import watermarks
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
-    first_pane_ms,
     flushed_since,
     head_of,
     joined_since,
@@ -174,7 +173,7 @@ class Evaluator:
         model, length_ms = contract.name, contract.windows.length_ms
         progress = progress_of(connection, model)
         if progress is None:
-            first_ms = first_pane_ms(connection, model)
+            first_ms = first_start_ms(connection, model)
             # Rows held for the cuts are counted partition by partition; a baseline that began
             # in between would hold half of its first windows.
             if first_ms is None or held_total(connection, model):
@@ -316,7 +315,7 @@ class Evaluator:
         inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
         if head is not None and head.evidence.input_digest == input_digest(inputs):
             return None
-        if head is not None and head.figures.rows and read.state is None:
+        if read.coarser is not None or (head is not None and read.rows < head.figures.rows):
             return None  # its counts are past retention: what was judged of them stays
         verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
         reader.remember(head_of(encode(verdict), now_ms))
@@ -413,19 +412,7 @@ def _windows_with_rows(
     """Starts of windows with rows in [from_ms, to_ms), and up to where this is known."""
     length_ms = contract.windows.length_ms
     limit = (WINDOWS_PER_TICK + 1) * max(1, length_ms // contract.windows.pane_ms)
-    starts = list(
-        connection.scalars(
-            select(panes.c.pane_start_ms)
-            .distinct()
-            .where(
-                panes.c.model == contract.name,
-                panes.c.pane_start_ms >= from_ms,
-                panes.c.pane_start_ms < to_ms,
-            )
-            .order_by(panes.c.pane_start_ms)
-            .limit(limit)
-        )
-    )
+    starts = starts_with_rows(connection, contract.name, from_ms, to_ms, limit)
     if len(starts) == limit:
         to_ms = min(to_ms, start_of(starts[-1], length_ms))
     return {start_of(start, length_ms) for start in starts}, to_ms

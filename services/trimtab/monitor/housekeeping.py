@@ -1,4 +1,4 @@
-"""Housekeeping: relay, traffic, retention. Each under a lease of its own, each bounded per tick.
+"""Housekeeping: relay, traffic, retention and roll-up. Under leases of their own, bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
 the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
@@ -17,6 +17,7 @@ from trimtab import logs
 from trimtab.alerts.delivery import Relay
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
+from trimtab.monitor.rollup import roll_up
 from trimtab.store.engine import Store
 from trimtab.store.labels import expire_runs
 from trimtab.store.leases import Lease, acquire, check, release
@@ -25,20 +26,17 @@ from trimtab.store.settled import judged_to_ms, unjoined
 from trimtab.store.tables import (
     deliveries,
     outbox,
-    panes,
     performance,
     rejected,
-    resource_panes,
     row_samples,
     verdicts,
     watermarks,
 )
+from trimtab.windows.rollup import DAY_MS, HOUR_MS, Kept
 
 RETENTION_EVERY_MS = 60_000
 ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
 
 log = logs.get("housekeeping")
 
@@ -47,6 +45,10 @@ class Retention(Struct, frozen=True):
     """How long states are kept, in milliseconds of a model's event time (or of the clock, see above)."""
 
     panes_ms: int = 48 * HOUR_MS
+    """Then they are folded into hours; see `monitor.rollup` for what stays longer."""
+    hours_ms: int = 30 * DAY_MS
+    """Then they are folded into days."""
+    days_ms: int = 2 * 365 * DAY_MS
     labels_ms: int = 30 * DAY_MS
     samples_ms: int = 7 * DAY_MS
     verdict_detail_ms: int = 30 * DAY_MS
@@ -130,11 +132,13 @@ class Housekeeping:
             }
         watched = load_contracts(self._store)
         removed = 0
+        kept = Kept(panes_ms=keep.panes_ms, hours_ms=keep.hours_ms, days_ms=keep.days_ms)
         for model, newest_ms in newest.items():
+            row = watched.get(model)
+            contract = None if row is None else row.contract
+            removed += roll_up(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK)
             with self._store.write() as connection:
                 check(connection, lease)
-                row = watched.get(model)
-                contract = None if row is None else row.contract
                 removed += _forget_model(connection, model, contract, newest_ms, keep)
                 removed += self._thin_verdicts(
                     connection, model, newest_ms - keep.verdict_detail_ms
@@ -177,19 +181,13 @@ def _forget_model(
     connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
 ) -> int:
     """Forget what is old. `contract` is None for a model that is watched no more."""
-    panes_ms = keep.panes_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
         if judged_ms is None or unjoined(connection, model):
             return 0
         newest_ms = min(newest_ms, judged_ms)
-        horizon_ms = contract.labels.horizon_ms or 0
-        # A label makes a new revision of its window, and that needs the window's counts.
-        panes_ms = max(panes_ms, horizon_ms + 2 * contract.windows.length_ms)
     removed = 0
     for table, column, age_ms in (
-        (panes, panes.c.pane_start_ms, panes_ms),
-        (resource_panes, resource_panes.c.pane_start_ms, panes_ms),
         (performance, performance.c.pane_start_ms, keep.labels_ms),
         (row_samples, row_samples.c.sample_start_ms, keep.samples_ms),
     ):

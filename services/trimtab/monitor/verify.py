@@ -16,6 +16,7 @@ from trimtab.monitor.window_inputs import ModelReader
 from trimtab.records import Reason, Verdict
 from trimtab.store.engine import Store
 from trimtab.store.models import contract_at
+from trimtab.store.panes import WindowState
 from trimtab.store.verdicts import verdict, verdict_history
 
 
@@ -63,17 +64,19 @@ def _differences(store: Store, stored: Verdict) -> list[str]:
     reader = ModelReader(store, row.contract, row.revision)
     with store.read() as connection:
         reader.begin(connection)
-        inputs = _inputs(connection, reader, stored)
-    expired = _expired(inputs, stored)
+        inputs, read = _inputs(connection, reader, stored)
+    expired = _expired(inputs, read, stored)
     return expired or verify(stored, evaluate(inputs))
 
 
-def _inputs(connection: Connection, reader: ModelReader, stored: Verdict) -> WindowInputs:
-    found, _ = reader.inputs(
+def _inputs(
+    connection: Connection, reader: ModelReader, stored: Verdict
+) -> tuple[WindowInputs, WindowState]:
+    found, read = reader.inputs(
         connection, stored.window_start_ms, stored.window_end_ms, None, _stalled(stored)
     )
     prior = stored.evidence.prior
-    return msgspec.structs.replace(
+    inputs = msgspec.structs.replace(
         found,
         revision=stored.revision,
         changed=stored.changed,
@@ -82,17 +85,22 @@ def _inputs(connection: Connection, reader: ModelReader, stored: Verdict) -> Win
         labels_due=bool(prior.get("labels_due")),
         prior=msgspec.convert(prior.get("windows", []), list[PriorWindow]),
     )
+    return inputs, read
 
 
 def _stalled(stored: Verdict) -> str | None:
     return next((f.detail for f in stored.findings if f.reason is Reason.STALLED), None)
 
 
-def _expired(inputs: WindowInputs, stored: Verdict) -> list[str]:
+def _expired(inputs: WindowInputs, read: WindowState, stored: Verdict) -> list[str]:
     """Name what the evidence rests on and the store no longer holds."""
     gone = []
-    rows = inputs.state.rows if inputs.state else 0
-    if rows == 0 and stored.figures.get("rows"):
+    if read.coarser is not None:
+        gone.append(
+            f"its panes are part of a whole {read.coarser} by now, so that the window alone cannot be "
+            "counted any more"
+        )
+    elif read.rows < stored.figures.get("rows", 0):
         gone.append("the panes' counts have expired")
     recorded = stored.evidence.prior.get("baseline")
     found = None

@@ -1,16 +1,17 @@
 """Panes as stored: written by the flush of their partition's owner, merged when they are read.
 
 A pane's rows are spread over partitions, versions, arms, segments and generations, each with a state
-of its own; any merge of them is a state. Times are milliseconds since the epoch, UTC.
+of its own; any merge of them is a state. What `rollups` has folded is read with the rest: counts lie
+in `panes` or in `rollups`, never in both. Times are milliseconds since the epoch, UTC.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, union
 
 from trimtab.contracts.model import Contract
 from trimtab.stats.aggregate import LatencyState, PaneState, ResourceState
@@ -18,8 +19,20 @@ from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.ledger import lost_between
 from trimtab.store.models import active_cuts
-from trimtab.store.tables import contracts, models, panes, partitions, resource_panes, watermarks
+from trimtab.store.tables import (
+    contracts,
+    folded_segments,
+    models,
+    panes,
+    partitions,
+    resource_panes,
+    resource_rollups,
+    rollups,
+    watermarks,
+)
 from trimtab.windows.lateness import TimeRules
+from trimtab.windows.panes import start_of
+from trimtab.windows.rollup import Origin, PartitionOrigin, Resolution
 from trimtab.windows.watermark import Progress, Watermark, model_watermark
 
 
@@ -90,7 +103,10 @@ def open_panes(connection: Connection, partition_id: int) -> list[PaneRow]:
 
 
 def generations(connection: Connection, partition_id: int, model: str, pane_ms: int) -> int:
-    """Return how many generations of a pane this partition has stored."""
+    """Return a generation that this partition has never stored of a pane: above all that it has.
+
+    What was folded counts, too, so that a late row never takes the place of counts that are elsewhere.
+    """
     newest = connection.scalar(
         select(func.max(panes.c.generation)).where(
             panes.c.model == model,
@@ -98,20 +114,44 @@ def generations(connection: Connection, partition_id: int, model: str, pane_ms: 
             panes.c.partition_id == partition_id,
         )
     )
-    return 0 if newest is None else int(newest) + 1
+    used = [] if newest is None else [int(newest)]
+    folded = connection.scalars(
+        select(rollups.c.origin).where(
+            rollups.c.model == model,
+            or_(
+                *(
+                    and_(
+                        rollups.c.resolution == r.value, rollups.c.start_ms == _first_of(r, pane_ms)
+                    )
+                    for r in Resolution
+                )
+            ),
+        )
+    )
+    for body in folded:
+        origin = Origin.from_bytes(body)
+        used += [p.generation for p in origin.partitions if p.partition_id == partition_id]
+    return max(used, default=-1) + 1
 
 
 def stored_segments(connection: Connection, partition_id: int, model: str) -> set[str]:
-    """Return the segments that this partition has stored for a model."""
-    return set(
-        connection.scalars(
-            select(panes.c.segment)
-            .distinct()
-            .where(
-                panes.c.model == model, panes.c.partition_id == partition_id, panes.c.segment != ""
-            )
-        )
+    """Return the segments that this partition has stored for a model, folded ones too."""
+    found = union(
+        select(panes.c.segment).where(
+            panes.c.model == model, panes.c.partition_id == partition_id, panes.c.segment != ""
+        ),
+        select(folded_segments.c.segment).where(
+            folded_segments.c.model == model, folded_segments.c.partition_id == partition_id
+        ),
     )
+    return set(connection.scalars(found))
+
+
+def _first_of(resolution: Resolution, time_ms: int) -> int:
+    """The start of the first roll-up of this resolution that may hold a pane from `time_ms` on."""
+    if resolution is Resolution.PANE:
+        return time_ms
+    return start_of(time_ms, resolution.length_ms)
 
 
 def _pane_row(row: Any) -> PaneRow:
@@ -159,7 +199,16 @@ class WindowState(Struct, frozen=True, kw_only=True):
     lost: int
     """Offsets lost whose records may have belonged here."""
     digest: str
-    """SHA-256 of all states in order: equal input, equal digest."""
+    """SHA-256 of what was counted, by version, arm, traffic revision and cuts: equal counts, equal
+    digest, wherever they are stored."""
+    coarser: Resolution | None = None
+    """Set when rows of the window may have become part of an hour or day that reaches beyond it: they are
+    not in `state` then, and nothing can tell them apart any more."""
+
+    @property
+    def rows(self) -> int:
+        """Rows counted, under whatever cuts."""
+        return self.other_cuts_rows + (self.state.rows if self.state else 0)
 
 
 def window_state(
@@ -167,11 +216,58 @@ def window_state(
 ) -> WindowState:
     """Merge the panes with start_ms <= pane start < end_ms, under the model's active cuts.
 
-    When no pane is under the active cuts, the cuts of the newest rows are taken.
+    Hours and days that lie in the window count like the panes they were made of. When no pane is under
+    the active cuts, the cuts of the newest rows are taken.
     """
-    found = connection.execute(
-        select(panes, partitions.c.topic, partitions.c.partition)
-        .join(partitions, partitions.c.id == panes.c.partition_id)
+    found = [
+        *_unfolded(connection, model, start_ms, end_ms, segment),
+        *_folded(connection, model, start_ms, end_ms, segment),
+    ]
+    coarser = _coarser(connection, model, start_ms, end_ms)
+    cuts_id = _cuts_to_read(connection, model, found)
+    origin = Origin.merged(one.origin for one in found)
+    states = _by_series(found)
+    mine = {series: state for series, state in states.items() if series[3] == cuts_id}
+    by_version: dict[str, PaneState] = {}
+    whole: PaneState | None = None
+    for (version, *_), state in mine.items():
+        before = by_version.get(version)
+        by_version[version] = state if before is None else before.merge(state)
+    for state in by_version.values():
+        whole = state if whole is None else whole.merge(state)
+    return WindowState(
+        start_ms=start_ms,
+        end_ms=end_ms,
+        cuts_id=cuts_id,
+        state=whole,
+        by_version=by_version,
+        offsets=_offsets(connection, origin),
+        panes=len(origin.starts_ms),
+        flushes={p.partition_id: p.flush_seq for p in origin.partitions},
+        other_cuts_rows=sum(s.rows for series, s in states.items() if series not in mine),
+        lost=lost_between(connection, start_ms, end_ms),
+        digest=_digest(states),
+        coarser=coarser,
+    )
+
+
+_Series = tuple[str, str, int, str]
+"""Version, arm, traffic revision, cuts."""
+
+
+class _Counted(Struct, frozen=True):
+    """One stored state, folded or not, with where it comes from."""
+
+    series: _Series
+    state: bytes
+    origin: Origin
+
+
+def _unfolded(
+    connection: Connection, model: str, start_ms: int, end_ms: int, segment: str
+) -> Iterator[_Counted]:
+    for row in connection.execute(
+        select(panes)
         .where(
             panes.c.model == model,
             panes.c.pane_start_ms >= start_ms,
@@ -179,78 +275,151 @@ def window_state(
             panes.c.segment == segment,
         )
         .order_by(*(panes.c[name] for name in _KEY))
-    ).all()
-    cuts_id = _cuts_to_read(connection, model, found)
-    merged = _Merged()
-    for row in found:
-        merged.add(row, counts=row.cuts_id == cuts_id)
-    return WindowState(
-        start_ms=start_ms,
-        end_ms=end_ms,
-        cuts_id=cuts_id,
-        state=merged.state,
-        by_version=merged.by_version,
-        offsets=tuple(merged.offsets[p] for p in sorted(merged.offsets)),
-        panes=len(merged.starts),
-        flushes=merged.flushes,
-        other_cuts_rows=merged.other_rows,
-        lost=lost_between(connection, start_ms, end_ms),
-        digest=merged.digest.hexdigest(),
+    ):
+        yield _Counted(_series_of(row), row.state, origin_of(row))
+
+
+def _folded(
+    connection: Connection, model: str, start_ms: int, end_ms: int, segment: str
+) -> Iterator[_Counted]:
+    """What was folded and lies in the window as a whole."""
+    for row in connection.execute(
+        select(rollups)
+        .where(
+            rollups.c.model == model,
+            rollups.c.segment == segment,
+            or_(*(_inside(rollups, r, start_ms, end_ms) for r in Resolution)),
+        )
+        .order_by(rollups.c.resolution, rollups.c.start_ms, rollups.c.version, rollups.c.arm)
+    ):
+        yield _Counted(_series_of(row), row.state, Origin.from_bytes(row.origin))
+
+
+def _inside(table: Any, resolution: Resolution, start_ms: int, end_ms: int) -> ColumnElement[bool]:
+    length_ms = 1 if resolution is Resolution.PANE else resolution.length_ms
+    condition: ColumnElement[bool] = and_(
+        table.c.resolution == resolution.value,
+        table.c.start_ms >= start_ms,
+        table.c.start_ms <= end_ms - length_ms,
+    )
+    return condition
+
+
+def _coarser(connection: Connection, model: str, start_ms: int, end_ms: int) -> Resolution | None:
+    """The coarsest roll-up that holds a part of the window and more than it."""
+    for resolution in (Resolution.DAY, Resolution.HOUR):
+        length_ms = resolution.length_ms
+        edges = {start_of(start_ms, length_ms), start_of(end_ms - 1, length_ms)}
+        beyond = [e for e in edges if e < start_ms or e + length_ms > end_ms]
+        for table in (rollups, resource_rollups) if beyond else ():
+            found = connection.scalar(
+                select(table.c.start_ms)
+                .where(
+                    table.c.model == model,
+                    table.c.resolution == resolution.value,
+                    table.c.start_ms.in_(beyond),
+                )
+                .limit(1)
+            )
+            if found is not None:
+                return resolution
+    return None
+
+
+def _series_of(row: Any) -> _Series:
+    return (row.version, row.arm, row.traffic_revision, row.cuts_id)
+
+
+def origin_of(row: Any) -> Origin:
+    """Return where the counts of a row of `panes` come from."""
+    one = PartitionOrigin(
+        row.partition_id, row.first_offset, row.next_offset, row.flush_seq, row.generation
+    )
+    return Origin((one,), (row.pane_start_ms,))
+
+
+def _by_series(found: Sequence[_Counted]) -> dict[_Series, PaneState]:
+    states: dict[_Series, PaneState] = {}
+    for one in found:
+        state = PaneState.from_bytes(one.state)
+        before = states.get(one.series)
+        states[one.series] = state if before is None else before.merge(state)
+    return dict(sorted(states.items()))
+
+
+def _digest(states: Mapping[_Series, PaneState]) -> str:
+    digest = hashlib.sha256()
+    for series, state in states.items():
+        digest.update(repr(series).encode())
+        digest.update(state.to_bytes())
+    return digest.hexdigest()
+
+
+def _offsets(connection: Connection, origin: Origin) -> tuple[OffsetRange, ...]:
+    ids = [p.partition_id for p in origin.partitions]
+    places = {
+        row.id: row
+        for row in connection.execute(
+            select(partitions.c.id, partitions.c.topic, partitions.c.partition).where(
+                partitions.c.id.in_(ids)
+            )
+        )
+    }
+    return tuple(
+        OffsetRange(
+            p.partition_id,
+            places[p.partition_id].topic,
+            places[p.partition_id].partition,
+            p.first_offset,
+            p.next_offset,
+        )
+        for p in origin.partitions
     )
 
 
-def _cuts_to_read(connection: Connection, model: str, found: Sequence[Any]) -> str | None:
+def _cuts_to_read(connection: Connection, model: str, found: Sequence[_Counted]) -> str | None:
     active = active_cuts(connection, model)
-    present = {row.cuts_id for row in found}
+    present = {one.series[3] for one in found}
     if active is not None and (active.cuts_id in present or not present):
         return active.cuts_id
-    newest = max(found, key=lambda row: (row.flush_seq, row.cuts_id), default=None)
-    return None if newest is None else str(newest.cuts_id)
+    newest = max(
+        found,
+        key=lambda one: (max(p.flush_seq for p in one.origin.partitions), one.series[3]),
+        default=None,
+    )
+    return None if newest is None else newest.series[3]
 
 
-class _Merged:
-    """Accumulates the rows of a window."""
+def starts_with_rows(
+    connection: Connection, model: str, from_ms: int, to_ms: int, limit: int | None = None
+) -> list[int]:
+    """Return the starts in [from_ms, to_ms) of panes with rows, and of hours and days, ascending."""
+    found = union(
+        *(
+            select(start.label("start_ms")).where(
+                table.c.model == model, start >= from_ms, start < to_ms
+            )
+            for table, start in ((panes, panes.c.pane_start_ms), (rollups, rollups.c.start_ms))
+        )
+    ).subquery()
+    return list(
+        connection.scalars(select(found.c.start_ms).order_by(found.c.start_ms).limit(limit))
+    )
 
-    def __init__(self) -> None:
-        self.state: PaneState | None = None
-        self.by_version: dict[str, PaneState] = {}
-        self.offsets: dict[int, OffsetRange] = {}
-        self.flushes: dict[int, int] = {}
-        self.starts: set[int] = set()
-        self.other_rows = 0
-        self.digest = hashlib.sha256()
 
-    def add(self, row: Any, *, counts: bool) -> None:
-        pid = row.partition_id
-        self.digest.update(repr(tuple(getattr(row, name) for name in _KEY)).encode())
-        self.digest.update(bytes(row.state))
-        self.flushes[pid] = max(self.flushes.get(pid, 0), row.flush_seq)
-        before = self.offsets.get(pid)
-        first, after = row.first_offset, row.next_offset
-        if before is not None:
-            first, after = min(before.first_offset, first), max(before.next_offset, after)
-        self.offsets[pid] = OffsetRange(pid, row.topic, row.partition, first, after)
-        self.starts.add(row.pane_start_ms)
-        if not counts:
-            self.other_rows += row.rows
-            return
-        state = PaneState.from_bytes(row.state)
-        self.state = state if self.state is None else self.state.merge(state)
-        mine = self.by_version.get(row.version)
-        self.by_version[row.version] = state if mine is None else mine.merge(state)
+def first_start_ms(connection: Connection, model: str) -> int | None:
+    """Return the start of the oldest pane, hour or day that is stored of a model."""
+    found = [
+        connection.scalar(select(func.min(start)).where(table.c.model == model))
+        for table, start in ((panes, panes.c.pane_start_ms), (rollups, rollups.c.start_ms))
+    ]
+    return min((start for start in found if start is not None), default=None)
 
 
 def pane_times(store: Store, model: str) -> list[int]:
-    """Return the starts of all stored panes of a model, ascending."""
+    """Return the starts of all stored panes of a model, ascending; folded ones by their hour or day."""
     with store.read() as connection:
-        return list(
-            connection.scalars(
-                select(panes.c.pane_start_ms)
-                .distinct()
-                .where(panes.c.model == model)
-                .order_by(panes.c.pane_start_ms)
-            )
-        )
+        return starts_with_rows(connection, model, -(2**62), 2**62)
 
 
 class ArmCounts(Struct, frozen=True):
@@ -267,18 +436,13 @@ class ArmCounts(Struct, frozen=True):
 def arm_counts(
     store: Store, model: str, revisions: Sequence[int], before_ms: int | None
 ) -> list[ArmCounts]:
-    """Return the counts of each (revision, arm) over panes that start before `before_ms` (None: all)."""
-    query = select(panes).where(
-        panes.c.model == model,
-        panes.c.traffic_revision.in_(list(revisions)),
-        panes.c.segment == "",
-        panes.c.arm != "",
-    )
-    if before_ms is not None:
-        query = query.where(panes.c.pane_start_ms < before_ms)
+    """Return the counts of each (revision, arm) over panes that start before `before_ms` (None: all).
+
+    What was folded into hours or days counts with the start of its hour or day.
+    """
     total: dict[tuple[int, str], ArmCounts] = {}
     with store.read() as connection:
-        for row in connection.execute(query):
+        for row in _of_arms(connection, model, revisions, before_ms):
             state = PaneState.from_bytes(row.state)
             key = (row.traffic_revision, row.arm)
             before = total.get(key, ArmCounts(*key, 0, 0, 0, LatencyState()))
@@ -290,6 +454,21 @@ def arm_counts(
                 before.latency.merge(state.latency_ms),
             )
     return [total[key] for key in sorted(total)]
+
+
+def _of_arms(
+    connection: Connection, model: str, revisions: Sequence[int], before_ms: int | None
+) -> Iterator[Any]:
+    for table, start in ((panes, panes.c.pane_start_ms), (rollups, rollups.c.start_ms)):
+        query: Select[Any] = select(table.c.traffic_revision, table.c.arm, table.c.state).where(
+            table.c.model == model,
+            table.c.traffic_revision.in_(list(revisions)),
+            table.c.segment == "",
+            table.c.arm != "",
+        )
+        if before_ms is not None:
+            query = query.where(start < before_ms)
+        yield from connection.execute(query)
 
 
 # --- watermarks -----------------------------------------------------------------------------------
@@ -388,7 +567,10 @@ def write_resources(
     partition_id: int,
     states: dict[tuple[str, int, str, str], ResourceState],
 ) -> None:
-    """Merge gauges into the stored panes, by (model, pane start, version, instance); inside the flush."""
+    """Merge gauges into the stored panes, by (model, pane start, version, instance); inside the flush.
+
+    Each row is locked before it is read: a fold that takes it away must not leave it here as well.
+    """
     table = resource_panes.c
     for (model, pane_ms, version, instance), state in sorted(states.items()):
         key = {
@@ -400,7 +582,9 @@ def write_resources(
             "generation": 0,
         }
         stored = connection.scalar(
-            select(table.state).where(*(table[name] == value for name, value in key.items()))
+            select(table.state)
+            .where(*(table[name] == value for name, value in key.items()))
+            .with_for_update()
         )
         whole = state if stored is None else ResourceState.from_bytes(stored).merge(state)
         statement = insert_for(connection, resource_panes).values(state=whole.to_bytes(), **key)
@@ -415,16 +599,23 @@ def window_resources(
     connection: Connection, model: str, start_ms: int, end_ms: int
 ) -> dict[str, ResourceState]:
     """Return the gauges of a window by version, over instances and partitions."""
+    folded = select(resource_rollups.c.version, resource_rollups.c.state).where(
+        resource_rollups.c.model == model,
+        or_(
+            *(
+                _inside(resource_rollups, r, start_ms, end_ms)
+                for r in (Resolution.HOUR, Resolution.DAY)
+            )
+        ),
+    )
+    unfolded = select(resource_panes.c.version, resource_panes.c.state).where(
+        resource_panes.c.model == model,
+        resource_panes.c.pane_start_ms >= start_ms,
+        resource_panes.c.pane_start_ms < end_ms,
+    )
     total: dict[str, ResourceState] = {}
-    for row in connection.execute(
-        select(resource_panes.c.version, resource_panes.c.state)
-        .where(
-            resource_panes.c.model == model,
-            resource_panes.c.pane_start_ms >= start_ms,
-            resource_panes.c.pane_start_ms < end_ms,
-        )
-        .order_by(resource_panes.c.pane_start_ms, resource_panes.c.partition_id)
-    ):
-        state = ResourceState.from_bytes(row.state)
-        total[row.version] = total[row.version].merge(state) if row.version in total else state
-    return total
+    for query in (unfolded, folded):
+        for row in connection.execute(query):
+            state = ResourceState.from_bytes(row.state)
+            total[row.version] = total[row.version].merge(state) if row.version in total else state
+    return dict(sorted(total.items()))

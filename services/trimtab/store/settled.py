@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import Struct
 from sqlalchemy import Connection, func, select
 
 from trimtab.contracts.model import Contract
@@ -12,6 +13,8 @@ from trimtab.store.ledger import read_ledger
 from trimtab.store.panes import watermark
 from trimtab.store.tables import contracts, joiners, label_runs, models
 from trimtab.store.verdicts import flushed_since, joined_since, progress_of
+from trimtab.windows.panes import start_of
+from trimtab.windows.rollup import Judged
 
 
 def under_way(
@@ -67,6 +70,71 @@ def unjoined(connection: Connection, model: str) -> int:
                 )
             )
     return total
+
+
+def unjoined_from_ms(connection: Connection, model: str) -> int | None:
+    """Return the oldest event time among predictions and labels that no joiner has merged yet."""
+    merged = {
+        (row.shard, partition_id): seq
+        for row in connection.execute(
+            select(joiners.c.shard, joiners.c.positions).where(joiners.c.model == model)
+        )
+        for partition_id, seq in read_positions(row.positions).items()
+    }
+    runs = label_runs.c
+    oldest = []
+    for shard, partition_id, newest in connection.execute(
+        select(runs.shard, runs.partition_id, func.max(runs.seq))
+        .where(runs.model == model)
+        .group_by(runs.shard, runs.partition_id)
+    ).all():
+        seq = merged.get((shard, partition_id), 0)
+        if newest > seq:
+            oldest.append(
+                connection.scalar(
+                    select(func.min(runs.min_pane_ms)).where(
+                        runs.model == model,
+                        runs.shard == shard,
+                        runs.partition_id == partition_id,
+                        runs.seq > seq,
+                    )
+                )
+            )
+    return min((time for time in oldest if time is not None), default=None)
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """Where the judging of a watched model stands."""
+
+    evaluated_to_ms: int
+    """Windows that end at or before this have been judged."""
+    seen: dict[str, int]
+    """By partition: the flush up to which the evaluator has looked at panes."""
+    judged: Judged
+    """The same for what may be folded."""
+
+
+def standing(connection: Connection, contract: Contract) -> Standing | None:
+    """Return where the judging of a model stands; None before its first window."""
+    progress = progress_of(connection, contract.name)
+    if progress is None:
+        return None
+    window_ms = contract.windows.length_ms
+    changed = flushed_since(connection, contract.name, progress.seen).pane_starts_ms
+    changed |= joined_since(connection, contract.name, progress.joined).pane_starts_ms
+    waiting = [*(start_of(start_ms, window_ms) for start_ms in changed), *progress.pending]
+    unjoined_ms = unjoined_from_ms(connection, contract.name)
+    done_ms = progress.evaluated_to_ms
+    return Standing(
+        evaluated_to_ms=progress.evaluated_to_ms,
+        seen=progress.seen,
+        judged=Judged(
+            done_ms=done_ms if unjoined_ms is None else min(done_ms, unjoined_ms),
+            waiting_ms=min(waiting, default=None),
+            window_ms=window_ms,
+            label_horizon_ms=contract.labels.horizon_ms or 0,
+        ),
+    )
 
 
 def judged_to_ms(connection: Connection, model: str) -> int | None:

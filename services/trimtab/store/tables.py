@@ -237,6 +237,41 @@ resource_panes = Table(
     Column("state", LargeBinary, nullable=False),
 )
 
+rollups = Table(  # counts over partitions and generations; written by folds only, under their lease
+    "rollups",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("resolution", String(4), primary_key=True),  # pane | hour | day
+    Column("start_ms", Ms, primary_key=True),  # of the pane, hour or day
+    Column("version", String(200), primary_key=True),
+    Column("arm", String(40), primary_key=True),
+    Column("traffic_revision", BigInteger, primary_key=True),
+    Column("segment", String(200), primary_key=True),
+    Column("cuts_id", String(64), primary_key=True),
+    Column("rows", BigInteger, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("origin", LargeBinary, nullable=False),  # offsets, flushes, generations; pane starts
+    Index(None, "model", "traffic_revision", "resolution"),  # the counts of a rollout's arms
+)
+
+resource_rollups = Table(  # gauges over instances and partitions
+    "resource_rollups",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("resolution", String(4), primary_key=True),  # hour | day
+    Column("start_ms", Ms, primary_key=True),
+    Column("version", String(200), primary_key=True),
+    Column("state", LargeBinary, nullable=False),
+)
+
+folded_segments = Table(  # segments of a partition whose panes were folded: it goes on to know them
+    "folded_segments",
+    metadata,
+    Column("partition_id", ForeignKey("partitions.id"), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("segment", String(200), primary_key=True),
+)
+
 row_samples = Table(  # bottom-k by hash of the id, for reports
     "row_samples",
     metadata,

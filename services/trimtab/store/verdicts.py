@@ -276,14 +276,6 @@ def joined_since(connection: Connection, model: str, joined: Mapping[str, int]) 
     return Touched(frozenset(found), positions)
 
 
-def first_pane_ms(connection: Connection, model: str) -> int | None:
-    """Return the start of the model's oldest stored pane."""
-    start_ms: int | None = connection.scalar(
-        select(func.min(panes.c.pane_start_ms)).where(panes.c.model == model)
-    )
-    return start_ms
-
-
 def windows_ending(connection: Connection, model: str, after_ms: int, to_ms: int) -> list[int]:
     """Return the starts of judged windows that end in (after_ms, to_ms], oldest first."""
     return list(

@@ -7,7 +7,8 @@ ingest and the joiner write it, with one flush per call.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+import msgspec
+from sqlalchemy import Connection, func, insert, select, update
 
 from trimtab.contracts.model import Contract
 from trimtab.stats.aggregate import Column, LatencyState, PaneState, observe_pane
@@ -16,7 +17,14 @@ from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
 from trimtab.store.models import apply_contract, save_cuts
-from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow, write_panes, write_watermarks
+from trimtab.store.panes import (
+    PaneKey,
+    PaneRow,
+    WatermarkRow,
+    generations,
+    write_panes,
+    write_watermarks,
+)
 from trimtab.store.tables import partitions, performance
 
 Columns = Mapping[str, Sequence[Any]]
@@ -31,7 +39,10 @@ class SeriesWriter:
         self.now_ms = now_ms
         self.cuts: ModelCuts | None = None
         self._position = 0
-        self._written: dict[tuple[int, PaneKey], PaneState] = {}
+        self._written: dict[tuple[int, PaneKey], PaneRow] = {}
+        self._generations: dict[tuple[int, int], int] = {}
+        """By partition number and pane start, of panes that are open."""
+        self._sealed: set[tuple[int, int]] = set()
         apply_contract(store, contract, "", "test", now_ms)
 
     def fit_cuts(self, reference: Columns, prediction: Sequence[Any] | None = None) -> ModelCuts:
@@ -51,6 +62,8 @@ class SeriesWriter:
         errors: int = 0,
         version: str = "1",
         arm: str = "",
+        traffic_revision: int = 0,
+        segment: str = "",
         partition: int = 0,
         newest_ms: int | None = None,
     ) -> None:
@@ -59,15 +72,25 @@ class SeriesWriter:
         count = len(next(iter(columns.values())))
         given = {**columns} | ({"prediction": prediction} if prediction is not None else {})
         state = _observe(self.cuts, self.contract, given, count, latency_ms, errors)
-        key = PaneKey(self.contract.name, pane_start_ms, version, arm, 0, "", 0, self.cuts.cuts_id)
-        held = self._written.get((partition, key))
-        state = state if held is None else held.merge(state)
-        self._written[partition, key] = state
         pane_ms = self.contract.windows.pane_ms
         newest = pane_start_ms + pane_ms - 1 if newest_ms is None else newest_ms
         with self.store.write() as connection:
             partition_id, seq = self._flush(connection, partition, count)
+            generation = self._generation(connection, partition, partition_id, pane_start_ms)
+            key = PaneKey(
+                self.contract.name,
+                pane_start_ms,
+                version,
+                arm,
+                traffic_revision,
+                segment,
+                generation,
+                self.cuts.cuts_id,
+            )
+            held = self._written.get((partition, key))
+            state = state if held is None else held.state.merge(state)
             row = PaneRow(key, pane_ms, state, sealed=False, first_offset=0, next_offset=count)
+            self._written[partition, key] = row
             write_panes(connection, partition_id, seq, [row])
             self._watermark(connection, partition_id, newest)
 
@@ -77,6 +100,30 @@ class SeriesWriter:
             partition_id, _ = self._flush(connection, partition, 0)
             newest_ms = time_ms + self.contract.windows.out_of_order_ms
             self._watermark(connection, partition_id, newest_ms)
+
+    def seal(self, time_ms: int) -> None:
+        """Seal the panes that end at or before `time_ms`, as their owners do; later rows begin anew."""
+        pane_ms = self.contract.windows.pane_ms
+        due = [place for place in self._written if place[1].pane_start_ms + pane_ms <= time_ms]
+        with self.store.write() as connection:
+            for partition, key in due:
+                partition_id, seq = self._flush(connection, partition, 0)
+                row = self._written.pop((partition, key))
+                sealed = msgspec.structs.replace(row, sealed=True)
+                write_panes(connection, partition_id, seq, [sealed])
+                self._sealed.add((partition, key.pane_start_ms))
+                self._generations.pop((partition, key.pane_start_ms), None)
+
+    def _generation(
+        self, connection: Connection, partition: int, partition_id: int, pane_start_ms: int
+    ) -> int:
+        place = (partition, pane_start_ms)
+        if place not in self._generations:
+            fresh = 0
+            if place in self._sealed:
+                fresh = generations(connection, partition_id, self.contract.name, pane_start_ms)
+            self._generations[place] = fresh
+        return self._generations[place]
 
     def labels(
         self,

@@ -341,6 +341,17 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "resource_rollups",
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("resolution", sa.String(length=4), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.String(length=200), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "model", "resolution", "start_ms", "version", name=op.f("pk_resource_rollups")
+        ),
+    )
+    op.create_table(
         "rollouts",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=200), nullable=False),
@@ -359,6 +370,37 @@ def upgrade() -> None:
         unique=True,
         sqlite_where=sa.text("active"),
         postgresql_where=sa.text("active"),
+    )
+    op.create_table(
+        "rollups",
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("resolution", sa.String(length=4), nullable=False),
+        sa.Column("start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.String(length=200), nullable=False),
+        sa.Column("arm", sa.String(length=40), nullable=False),
+        sa.Column("traffic_revision", sa.BigInteger(), nullable=False),
+        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.Column("cuts_id", sa.String(length=64), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("origin", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "model",
+            "resolution",
+            "start_ms",
+            "version",
+            "arm",
+            "traffic_revision",
+            "segment",
+            "cuts_id",
+            name=op.f("pk_rollups"),
+        ),
+    )
+    op.create_index(
+        op.f("ix_rollups_model_traffic_revision_resolution"),
+        "rollups",
+        ["model", "traffic_revision", "resolution"],
+        unique=False,
     )
     op.create_table(
         "row_samples",
@@ -574,6 +616,20 @@ def upgrade() -> None:
         "deliveries",
         ["sent_ms", "next_attempt_ms"],
         unique=False,
+    )
+    op.create_table(
+        "folded_segments",
+        sa.Column(
+            "partition_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["partition_id"], ["partitions.id"], name=op.f("fk_folded_segments_partition_id")
+        ),
+        sa.PrimaryKeyConstraint(
+            "partition_id", "model", "segment", name=op.f("pk_folded_segments")
+        ),
     )
     op.create_table(
         "held_rows",
