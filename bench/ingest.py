@@ -1,155 +1,280 @@
-"""What the monitor costs per event: CPU of decode, counting and the flush, beside a bare Kafka loop.
+"""What the monitor costs per event from a real Kafka topic to committed SQL, beside loops that only read it.
 
     python bench/ingest.py [--quick] [--json]
 
-Events: one JSON message each, 20 numeric features, structured CloudEvents. `bare` is kafka-python
-reading the same messages from the embedded broker and doing nothing; `count` is decode to states, without SQL;
-`flush` is everything up to the commit in SQLite. CPU time of this process, single runs: read ratios.
+Every figure is CPU time of one process (not of the broker, nor of PostgreSQL), the least of some rounds in
+which ours and the loops beside it take turns on the same topic: read ratios, and 1 is "as cheap as doing
+nothing with the events".
+
+    bare        kafka-python: poll, count the records
+    bare+decode confluent-kafka: poll, read the headers, decode with msgspec as we do; for Arrow, pyarrow
+    ours        Source, decode, columns, dedupe, counts, label runs, samples: everything up to the commit
 """
 
 import argparse
 import json
-import random
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+import rig
 
-from trimtab.contracts.model import Contract, Feature, Reference, Windows
-from trimtab.events.types import Inference
-from trimtab.monitor.embedded import EmbeddedBroker
-from trimtab.monitor.partition import OwnedPartition
-from trimtab.monitor.views import ModelView
-from trimtab.source import Partition
-from trimtab.stats.cuts import build_numeric_cuts, model_cuts
-from trimtab.store import ledger
-from trimtab.store.engine import open_store
-from trimtab.store.models import apply_contract
-from trimtab.store.tables import metadata
-from trimtab.testing.log import MemoryLog
-
-FEATURES = 20
-BATCH = 4_000
+SIZES = (20, 5, 100)
+POLL = 5_000
 
 
-def events(count: int) -> MemoryLog:
-    """Return a log of `count` inferences over a minute of event time."""
-    log, rng, start = MemoryLog(), random.Random(1), 1_700_000_000_000
-    for i in range(count):
-        time_ms = start + i * 60_000 // count
-        row = Inference(
-            id=f"request-{i:012d}",
-            model="m",
-            version="1",
-            time=time_ms,
-            features={f"feature_{k:02d}": rng.gauss(0, 1) for k in range(FEATURES)},
-            prediction=i % 2,
-            latency_ms=rng.random() * 20,
-        )
-        log.send(Partition("in", 0), row, time_ms)
-    return log
+# --- children -----------------------------------------------------------------------------------------
 
 
-def bare(log: MemoryLog) -> float:
-    """CPU seconds of kafka-python to read the messages."""
-    with EmbeddedBroker(["in"]) as broker:
-        producer = KafkaProducer(**broker.client)
-        records = log.records[Partition("in", 0)]
-        for record in records:
-            # Spread by hand: the broker keeps 5 MB per partition and drops the rest.
-            producer.send(
-                "in", partition=record.offset % 4, value=record.value, headers=list(record.headers)
-            )
-        producer.flush()
-        producer.close()
-        consumer = KafkaConsumer(**broker.client, enable_auto_commit=False)
-        parts = [TopicPartition("in", p) for p in consumer.partitions_for_topic("in")]
-        consumer.assign(parts)
-        consumer.seek_to_beginning()
-        seen, began = 0, time.process_time()
-        while seen < len(records):
-            seen += sum(map(len, consumer.poll(500, max_records=5_000).values()))
-        spent = time.process_time() - began
-        consumer.close()
+def bare_kafka_python(task: dict[str, Any]) -> float:
+    """CPU seconds of kafka-python to poll and count."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    from trimtab.source import POLL_FETCH_BYTES
+
+    consumer = KafkaConsumer(
+        bootstrap_servers=task["bootstrap"],
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        max_poll_records=POLL,
+        max_partition_fetch_bytes=POLL_FETCH_BYTES,
+    )
+    parts = [TopicPartition(task["topic"], p) for p in consumer.partitions_for_topic(task["topic"])]
+    consumer.assign(parts)
+    consumer.seek_to_beginning()
+    seen, began = 0, time.process_time()
+    while seen < task["messages"]:
+        seen += sum(map(len, consumer.poll(500).values()))
+    spent = time.process_time() - began
+    consumer.close()
     return spent
 
 
-def flush(log: MemoryLog, folder: Path) -> tuple[float, float, int]:
-    """CPU seconds of (everything, without the transaction) and how many messages were read typed."""
-    store = open_store(f"sqlite:///{folder / 'bench.db'}")
-    metadata.create_all(store.engine)
-    names = [f"feature_{k:02d}" for k in range(FEATURES)]
-    contract = Contract(
-        name="m",
-        task="binary",
-        features={name: Feature(kind="number", min=-10, max=10) for name in names},
-        windows=Windows(length="1 min"),
-        reference=Reference(rows=1),
-    )
-    apply_contract(store, contract, "", "bench", 0)
-    rng = random.Random(2)
-    sample = [rng.gauss(0, 1) for _ in range(2_000)]
-    cuts = model_cuts((name, build_numeric_cuts(sample)) for name in names)
-    claim = ledger.claim(
-        store,
-        consumer="monitor",
-        cluster_id="c",
-        topic="in",
-        topic_id="",
-        partition=0,
-        owner="bench",
-        beginning_offset=0,
-        now_ms=0,
-    )
-    views = {"m": ModelView(1, contract)}
-    owned = OwnedPartition(store, claim, "inference", views)
-    records = log.records[Partition("in", 0)]
-    prepared, fast, began = 0.0, 0, time.process_time()
-    real = owned._prepare  # noqa: SLF001 - the part before the transaction
+def bare_confluent(task: dict[str, Any]) -> float:
+    """CPU seconds of confluent-kafka to poll, read headers and decode."""
+    import msgspec
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-    def timed(*args: Any) -> Any:
-        nonlocal prepared
-        at = time.process_time()
-        result = real(*args)
-        prepared += time.process_time() - at
-        return result
+    from trimtab.monitor.views import ModelView
 
-    owned._prepare = timed  # type: ignore[method-assign]  # noqa: SLF001
-    for start in range(0, len(records), BATCH):
-        part = records[start : start + BATCH]
-        fast += owned.flush(part, part[-1].offset + 1, views, {"m": cuts}, 1).fast
+    decoder = ModelView(1, rig.contract(task["features"])).decoder
+    readers = {
+        "bare": decoder._decode_row,  # noqa: SLF001 - the msgspec decoder itself
+        "binary": decoder._decode_row,  # noqa: SLF001
+        "structured": decoder._decode_structured,  # noqa: SLF001
+        "json": decoder._decode_structured,  # noqa: SLF001
+        "arrow": _read_arrow,
+        "any": msgspec.json.Decoder().decode,
+    }
+    read = readers[task["form"]]
+    consumer = Consumer(
+        {
+            "bootstrap.servers": task["bootstrap"],
+            "group.id": uuid.uuid4().hex,
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
+    )
+    partitions = consumer.list_topics(task["topic"]).topics[task["topic"]].partitions
+    consumer.assign([TopicPartition(task["topic"], p, OFFSET_BEGINNING) for p in partitions])
+    seen, began = 0, time.process_time()
+    while seen < task["messages"]:
+        for message in consumer.consume(POLL, 0.5):
+            message.headers()
+            read(message.value())
+            seen += 1
     spent = time.process_time() - began
+    consumer.close()
+    return spent
+
+
+def _read_arrow(value: bytes) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(value).read_all()
+
+
+def monitor(task: dict[str, Any]) -> float:
+    """CPU seconds of our ingest loop to read, count and commit every message."""
+    from trimtab.monitor.ingest import Ingest
+    from trimtab.settings import KafkaSettings
+    from trimtab.sources import open_source
+    from trimtab.store.engine import open_store
+    from trimtab.store.ledger import ledger
+    from trimtab.store.migrate import upgrade
+    from trimtab.store.models import apply_contract, save_cuts
+
+    store = open_store(task["store"])
+    upgrade(store)
+    apply_contract(store, rig.contract(task["features"]), "", "bench", 0)
+    with store.write() as connection:
+        save_cuts(connection, rig.MODEL, rig.cuts(task["features"]), "bench", 0)
+    kafka = KafkaSettings(bootstrap=task["bootstrap"], client=task["client"])
+    source = open_source(kafka, uuid.uuid4().hex, POLL)
+    ingest = Ingest(store, source, {task["topic"]: "inference"}, "bench")
+    ingest.start()
+
+    def until(messages: int) -> int:
+        while (done := sum(owned.next_offset for owned in ingest.owned.values())) < messages:
+            ingest.step()
+        return done
+
+    # The first flush imports and compiles what later ones use again.
+    warm = until(task["messages"] // 10)
+    began = time.process_time()
+    until(task["messages"])
+    spent = (time.process_time() - began) * task["messages"] / (task["messages"] - warm)
+    ingest.stop()
+    entry = ledger(store)[0]
+    assert entry.rows == task["rows"], entry
+    assert not entry.balance(), entry.balance()
+    counted = entry.classes.get(("row", "counted", ""), 0)
+    assert counted == task["rows"], entry.classes
     store.close()
-    return spent, prepared, fast
+    return spent
+
+
+ROLES = {"bare": bare_kafka_python, "bare+decode": bare_confluent, "ours": monitor}
+
+
+# --- rounds -------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Runs children in turn and keeps the least CPU time of each, in µs per row."""
+
+    def __init__(self, bootstrap: str, rounds: int, folder: Path, postgres: str | None) -> None:
+        self.bootstrap, self.rounds, self.folder, self.postgres = bootstrap, rounds, folder, postgres
+
+    def measure(self, topic: dict[str, Any], wanted: list[tuple[str, str, str]]) -> dict[str, float]:
+        """Return µs per row by name; `wanted` are (name, role, "client/database")."""
+        best: dict[str, float] = {}
+        for _ in range(self.rounds):
+            for name, role, how in wanted:
+                client, _, database = how.partition("/")
+                task = topic | {
+                    "role": role,
+                    "bootstrap": self.bootstrap,
+                    "client": client,
+                    "store": self._store(database),
+                }
+                spent = rig.child(__file__, task)["cpu_s"] / topic["rows"] * 1e6
+                best[name] = min(best.get(name, spent), spent)
+        return best
+
+    def _store(self, database: str) -> str:
+        if database != "postgresql":
+            return f"sqlite:///{self.folder / uuid.uuid4().hex}.db"
+        import psycopg
+
+        assert self.postgres is not None
+        name = f"b_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(self.postgres, autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+        return self.postgres.replace("/postgres?", f"/{name}?")
+
+
+def singles(bench: Bench, count: int, features: int, *, everything: bool) -> dict[str, Any]:
+    """Events of one row each."""
+    table: dict[str, Any] = {}
+    for form, headers in (("binary", 5), ("bare", 0), *([("structured", 1)] if everything else [])):
+        name = f"singles-{form}-{features}"
+        size = rig.fill(bench.bootstrap, name, rig.singles(count, features, form))
+        topic = {"topic": name, "messages": count, "rows": count, "features": features, "form": form}
+        wanted = [
+            ("bare", "bare", ""),
+            ("bare+decode", "bare+decode", ""),
+            ("kafka-python", "ours", "kafka-python/sqlite"),
+            ("confluent-kafka", "ours", "confluent-kafka/sqlite"),
+        ]
+        if bench.postgres is not None and everything:
+            wanted.append(("confluent-kafka, PostgreSQL", "ours", "confluent-kafka/postgresql"))
+            wanted.append(("kafka-python, PostgreSQL", "ours", "kafka-python/postgresql"))
+        us = bench.measure(topic, wanted)
+        table[f"{features} features, {headers} headers, {size} bytes"] = us
+    return table
+
+
+def columnar(bench: Bench, count: int) -> dict[str, Any]:
+    """Batches of 500 rows."""
+    table = {}
+    for form in ("json",):
+        name = f"batches-{form}"
+        size = rig.fill(bench.bootstrap, name, rig.batches(count, 500, 20, form))
+        topic = {
+            "topic": name,
+            "messages": count // 500,
+            "rows": count // 500 * 500,
+            "features": 20,
+            "form": form,
+        }
+        wanted = [
+            ("bare", "bare", ""),
+            ("bare+decode", "bare+decode", ""),
+            ("kafka-python", "ours", "kafka-python/sqlite"),
+            ("confluent-kafka", "ours", "confluent-kafka/sqlite"),
+        ]
+        table[f"500 rows of 20 features, {form}, {size // 500} bytes a row"] = bench.measure(
+            topic, wanted
+        )
+    return table
+
+
+def figures(table: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The named ratios."""
+    found: dict[str, float] = {}
+    for title, us in table.items():
+        if title.startswith("20 features") and "1 headers" not in title:
+            headers = "5_headers" if "5 headers" in title else "0_headers"
+            found[f"json_vs_bare_kafka_python_{headers}"] = us["bare"] / us["kafka-python"]
+            found[f"json_vs_bare_librdkafka_{headers}"] = us["bare+decode"] / us["confluent-kafka"]
+            found[f"json_events_per_s_per_core_{headers}"] = 1e6 / us["confluent-kafka"]
+        if title.startswith("500 rows"):
+            form = "" if "json" in title else "arrow_"
+            found[f"{form}columnar_rows_per_s_per_core"] = 1e6 / us["confluent-kafka"]
+            found[f"{form}columnar_vs_ceiling"] = us["bare+decode"] / us["confluent-kafka"]
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    count = 5_000 if asked.quick else 16_000  # more would not fit into the embedded broker
-    log = events(count)
-    with tempfile.TemporaryDirectory() as folder:
-        spent, prepared, fast = flush(log, Path(folder))
-    reading = bare(log)
-    micro = 1e6 / count
-    result = {
-        "events": count,
-        "typed": fast,
-        "bare_kafka_us": round(reading * micro, 2),
-        "count_us": round(prepared * micro, 2),
-        "flush_us": round(spent * micro, 2),
-        "flush_to_bare": round(spent / reading, 2),
-    }
-    if asked.json:
-        print(json.dumps(result))
+    if asked.child:
+        task = json.loads(asked.child)
+        print(json.dumps({"cpu_s": ROLES[task["role"]](task)}))
         return
-    for name, value in result.items():
-        print(f"{name:16} {value}")
+    table: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder, rig.kafka() as bootstrap:
+        if asked.quick:
+            bench = Bench(bootstrap, 1, Path(folder), None)
+            table |= singles(bench, 40_000, 20, everything=False)
+            table |= columnar(bench, 100_000)
+        else:
+            with rig.postgres() as postgres:
+                bench = Bench(bootstrap, 3, Path(folder), postgres)
+                for features in SIZES:
+                    count = 200_000 if features <= 20 else 60_000
+                    table |= singles(bench, count, features, everything=features == 20)
+                table |= columnar(bench, 1_000_000)
+    found = figures(table)
+    if asked.json:
+        print(json.dumps(found | {"us_per_row": table}))
+        return
+    for title, us in table.items():
+        print(f"\n{title}: CPU µs per row")
+        for name, value in us.items():
+            print(f"  {name:28} {value:8.2f}")
+    print()
+    for name, ratio in found.items():
+        print(f"{name:40} {ratio}")
 
 
 if __name__ == "__main__":

