@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
 CLOCK_APART_MS = 2_000
 """Leases bear this much; see docs/operations.md."""
-_CODECS = {"lz4": "lz4", "zstandard": "zstd"}
 
 
 class Check(Struct, frozen=True):
@@ -33,7 +32,15 @@ class Check(Struct, frozen=True):
 
 def examine(settings: Settings) -> list[Check]:
     """Run every check; none of them raises."""
-    checks: list[Callable[[Settings], Check]] = [_python, _crc32c, _codecs, _store, _kafka, _clock]
+    checks: list[Callable[[Settings], Check]] = [
+        _python,
+        _client,
+        _crc32c,
+        _codecs,
+        _store,
+        _kafka,
+        _clock,
+    ]
     return [check(settings) for check in checks]
 
 
@@ -44,6 +51,15 @@ def _python(_settings: Settings) -> Check:
     return Check("Python", fine, said if fine else f"{said}: use 3.11, 3.12 or 3.13")
 
 
+def _client(settings: Settings) -> Check:
+    """Say what the monitor and the archive read with."""
+    name = settings.kafka.client
+    try:
+        return Check("Kafka client", True, f"{name} {importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("Kafka client", False, f"{name} is not installed: pip install {name}")
+
+
 def _crc32c(_settings: Settings) -> Check:
     if importlib.util.find_spec("crc32c"):
         return Check("crc32c", True, importlib.metadata.version("crc32c"))
@@ -51,11 +67,41 @@ def _crc32c(_settings: Settings) -> Check:
     return Check("crc32c", False, said)
 
 
-def _codecs(_settings: Settings) -> Check:
-    missing = [name for module, name in _CODECS.items() if not importlib.util.find_spec(module)]
-    if not missing:
-        return Check("compression", True, "gzip, lz4, zstd")
-    return Check("compression", False, f"missing: {', '.join(missing)}; pip install 'trimtab[all]'")
+def _codecs(settings: Settings) -> Check:
+    """Look for the codecs of whatever reads; kafka-python also writes."""
+    if settings.kafka.client == "confluent-kafka":
+        return _librdkafka_codecs()
+    from kafka import codec
+
+    missing = [
+        name for name, there in (("lz4", codec.has_lz4), ("zstd", codec.has_zstd)) if not there()
+    ]
+    if missing:
+        said = f"missing: {', '.join(missing)}; pip install 'trimtab[all]'"
+        return Check("compression", False, said)
+    snappy = (
+        ", snappy" if codec.has_snappy() else "; a topic with snappy needs kafka-python[snappy]"
+    )
+    return Check("compression", True, f"gzip, lz4, zstd{snappy}")
+
+
+def _librdkafka_codecs() -> Check:
+    """Ask the library itself: whoever builds it may leave codecs out."""
+    try:
+        from confluent_kafka import KafkaException, Producer
+    except ImportError:
+        return Check("compression", None, "not checked: confluent-kafka is not installed")
+    present, missing = [], []
+    for codec in ("gzip", "lz4", "zstd", "snappy"):
+        try:
+            Producer({"bootstrap.servers": "unused:1", "compression.type": codec, "log_level": 0})
+            present.append(codec)
+        except KafkaException:
+            missing.append(codec)
+    if missing:
+        said = f"this build lacks {', '.join(missing)}: install the wheel of confluent-kafka"
+        return Check("compression", False, said)
+    return Check("compression", True, ", ".join(present))
 
 
 def _store(settings: Settings) -> Check:

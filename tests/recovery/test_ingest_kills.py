@@ -42,8 +42,8 @@ DEADLINE_S = 60
 class Setup:
     """Topics of their own, a store, and a monitor's settings."""
 
-    def __init__(self, broker, make_topic, url):
-        self.url = url
+    def __init__(self, broker, make_topic, url, client="kafka-python"):
+        self.url, self.client = url, client
         self.bootstrap = broker.bootstrap
         self.inference, self.labels = make_topic(4, "inference"), make_topic(2, "labels")
         self.resources = make_topic(1, "resources")
@@ -57,6 +57,7 @@ class Setup:
             "store": {"url": self.url},
             "kafka": {
                 "bootstrap": self.bootstrap,
+                "client": self.client,
                 "group": self.group,
                 "inference_topics": [self.inference],
                 "label_topics": [self.labels],
@@ -94,9 +95,18 @@ run_monitor(Settings.model_validate(json.load(open(sys.argv[1]))), stop, lambda:
 """
 
 
-@pytest.fixture
-def setup(kafka_broker, kafka_topic, store_url):
-    setup = Setup(kafka_broker, kafka_topic, store_url)
+@pytest.fixture(
+    params=[
+        ("sqlite", "kafka-python"),
+        ("sqlite", "confluent-kafka"),
+        pytest.param(("postgresql", "kafka-python"), marks=pytest.mark.postgres),
+    ],
+    ids="-".join,
+)
+def setup(request, kafka_broker, kafka_topic):
+    store, client = request.param
+    url = request.getfixturevalue("sqlite_url" if store == "sqlite" else "postgres_url")
+    setup = Setup(kafka_broker, kafka_topic, url, client)
     yield setup
     setup.store.close()
 
@@ -282,10 +292,13 @@ def test_a_replica_that_joins_and_one_that_leaves_count_every_row_once(setup):
     assert_store_equals(setup, expected)
 
 
-def test_control_records_and_aborted_transactions_are_gaps(kafka_broker, kafka_topic, sqlite_url):
+@pytest.mark.parametrize("client", ["kafka-python", "confluent-kafka"])
+def test_control_records_and_aborted_transactions_are_gaps(
+    kafka_broker, kafka_topic, sqlite_url, client
+):
     from kafka import KafkaProducer
 
-    setup = Setup(kafka_broker, kafka_topic, sqlite_url)
+    setup = Setup(kafka_broker, kafka_topic, sqlite_url, client)
     producer = KafkaProducer(
         bootstrap_servers=setup.bootstrap, transactional_id=f"t-{setup.inference}"
     )

@@ -1,10 +1,10 @@
 """Both clients behind the Source seam pass the suite that ships, on Apache Kafka and on the embedded broker."""
 
-import importlib.util
 import tempfile
 from pathlib import Path
 
 import pytest
+from kafka.codec import has_snappy
 
 from trimtab.monitor.embedded import API_VERSION, EmbeddedBroker, group_settings
 from trimtab.settings import KafkaSettings
@@ -31,9 +31,7 @@ def rig_of(broker, client, **kafka):
         )
         return open_source(settings, group, 500)
 
-    lacks_snappy = client == "kafka-python" and not any(
-        importlib.util.find_spec(name) for name in ("snappy", "cramjam")
-    )
+    lacks_snappy = client == "kafka-python" and not has_snappy()
     return SourceRig(
         broker,
         opened,
