@@ -628,6 +628,23 @@ def test_a_new_identity_of_the_topic_starts_a_ledger_of_its_own(store, log):
     assert_balanced(store)
 
 
+def test_a_topic_made_again_under_a_reader_is_claimed_anew(store, log):
+    """No client tells: each would read on at the old position, and skip what lies before it."""
+    send_rows(log, [row(i) for i in range(5)])
+    ingest = member(store, log, IN)
+    drain(ingest)
+    log.cluster_id = "another"
+    log.records[IN].clear()
+    log.ends[IN] = 0
+    send_rows(log, [row(i) for i in range(100, 108)])
+    ingest._identified_s = -1e9  # it is due at the next step
+    drain(ingest)
+    assert ingest.counters["identities_changed"] == 1
+    old, new = sorted(ledger(store), key=lambda one: one.messages)
+    assert (old.next_offset, new.first_offset, new.next_offset) == (5, 0, 8)
+    assert old.balance() == new.balance() == []
+
+
 def test_a_revoked_partition_is_flushed_before_it_goes(store, log):
     ingest = member(store, log, IN, flush_s=1e9)
     ingest._monotonic = lambda: 5.0

@@ -22,7 +22,7 @@ from trimtab.events.cloudevents import Role
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
-from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
+from trimtab.source import Identity, Lost, Partition, Polled, Record, Source, SourceAwayError
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
@@ -35,6 +35,8 @@ REFRESH_S = 0.5
 """How often contracts and cuts are looked at."""
 SIGHT_S = 1.0
 """How often an owner says that it lives and where the log ends."""
+IDENTITY_S = 10.0
+"""How often a topic is asked whether it is still the one that was claimed."""
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
@@ -123,8 +125,9 @@ class Ingest:
         self._claim_at_s: dict[Partition, float] = {}
         self._buffers: dict[Partition, _Buffer] = {}
         self._trouble: dict[Partition, _Trouble] = {}
+        self._identities: dict[Partition, Identity] = {}
         self._store_retry_s: float | None = None
-        self._refreshed_s = self._sighted_s = -1e9
+        self._refreshed_s = self._sighted_s = self._identified_s = -1e9
 
     def start(self) -> None:
         """Join the group."""
@@ -214,6 +217,7 @@ class Ingest:
         )
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
+        self._identities[partition] = identity
         owned = OwnedPartition(
             self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
         )
@@ -222,6 +226,30 @@ class Ingest:
         self.source.seek(partition, owned.next_offset)
         self.source.resume([partition])
         self.counters["claims"] += 1
+
+    def _compare_identities(self) -> None:
+        """Claim anew what was deleted and made again under us.
+
+        Both clients read on in the new log from the old position, without a word: what lies before it would
+        be skipped, and what comes be counted under the old ledger.
+        """
+        for topic in sorted({partition.topic for partition in self.owned}):
+            owned = [partition for partition in sorted(self.owned) if partition.topic == topic]
+            if all(self.source.progress(partition)[1] is None for partition in owned):
+                continue  # the broker is away: asking would only hold up the loop
+            try:
+                identity = self.source.identity(topic)
+            except SourceAwayError as error:
+                log.warning("%s", error)
+                continue
+            for partition in owned:
+                if identity != self._identities[partition]:
+                    self.counters["identities_changed"] += 1
+                    log.error(
+                        "%s[%d] was made again: its offsets start a ledger of their own.",
+                        *(partition.topic, partition.partition),
+                    )
+                    self._drop_and_claim_again(partition, 0.0)
 
     # --- buffering --------------------------------------------------------------------------------
 
@@ -245,6 +273,9 @@ class Ingest:
         self._claim_due()
         for loss in lost:
             self._lose(loss)
+        if self._monotonic() - self._identified_s >= IDENTITY_S:
+            self._compare_identities()
+            self._identified_s = self._monotonic()
         if self._monotonic() - self._refreshed_s >= REFRESH_S:
             self.knowledge.refresh()
             self._refreshed_s = self._monotonic()
