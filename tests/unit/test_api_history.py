@@ -63,7 +63,7 @@ def fill(store: Store, hours: int) -> SeriesWriter:
 def fold(store: Store, kept: Kept) -> None:
     lease = acquire(store, "retention", "me", NOW, 30_000)
     assert lease is not None
-    while rollup.roll_up(store, lease, "m", CONTRACT, DAY + 90 * DAY_MS, kept, 1_000):
+    while rollup.roll_up(store, lease, "m", CONTRACT, DAY + 90 * DAY_MS, kept, 1_000).rows:
         pass
 
 

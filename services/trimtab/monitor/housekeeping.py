@@ -17,7 +17,7 @@ from trimtab import logs
 from trimtab.alerts.delivery import Relay
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
-from trimtab.monitor.rollup import roll_up
+from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
 from trimtab.store.labels import expire_runs
 from trimtab.store.leases import Lease, acquire, check, release
@@ -91,9 +91,9 @@ class Housekeeping:
             due = self._retained_ms is None or now_ms - self._retained_ms >= RETENTION_EVERY_MS
             lease = self._held("retention", now_ms) if due else None
             if lease is not None:
-                removed = self._retain(lease, now_ms)
-                done += removed
-                if removed == 0:
+                rolled, removed = self._roll_up(lease), self._retain(lease, now_ms)
+                done += rolled.rows + removed
+                if removed == 0 and not rolled.more:
                     self._retained_ms = now_ms
         except ConflictError:
             self._leases.clear()
@@ -119,10 +119,10 @@ class Housekeeping:
 
     # --- retention ----------------------------------------------------------------------------------
 
-    def _retain(self, lease: Lease, now_ms: int) -> int:
-        keep = self._retention
+    def _newest_ms(self) -> Mapping[str, int]:
+        """The newest event time of each model."""
         with self._store.read() as connection:
-            newest: Mapping[str, int] = {
+            return {
                 row.model: row.newest
                 for row in connection.execute(
                     select(
@@ -130,15 +130,28 @@ class Housekeeping:
                     ).group_by(watermarks.c.model)
                 )
             }
-        watched = load_contracts(self._store)
-        removed = 0
+
+    def _roll_up(self, lease: Lease) -> Rolled:
+        keep = self._retention
         kept = Kept(panes_ms=keep.panes_ms, hours_ms=keep.hours_ms, days_ms=keep.days_ms)
-        for model, newest_ms in newest.items():
+        watched = load_contracts(self._store)
+        rows, more = 0, False
+        for model, newest_ms in self._newest_ms().items():
             row = watched.get(model)
             contract = None if row is None else row.contract
-            removed += roll_up(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK)
+            done = roll_up(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK)
+            rows, more = rows + done.rows, more or done.more
+        return Rolled(rows, more)
+
+    def _retain(self, lease: Lease, now_ms: int) -> int:
+        keep = self._retention
+        watched = load_contracts(self._store)
+        removed = 0
+        for model, newest_ms in self._newest_ms().items():
             with self._store.write() as connection:
                 check(connection, lease)
+                row = watched.get(model)
+                contract = None if row is None else row.contract
                 removed += _forget_model(connection, model, contract, newest_ms, keep)
                 removed += self._thin_verdicts(
                     connection, model, newest_ms - keep.verdict_detail_ms

@@ -15,6 +15,7 @@ comes late begins a new generation and goes the same way, into the hour or day t
 from collections.abc import Callable
 from functools import partial
 
+from msgspec import Struct
 from sqlalchemy import Connection
 
 from trimtab.contracts.model import Contract
@@ -31,6 +32,14 @@ from trimtab.store.rollups import (
 from trimtab.store.settled import standing
 from trimtab.windows.rollup import FoldLimits, Kept, Resolution, fold_limits
 
+
+class Rolled(Struct, frozen=True):
+    """What one round did: rows that went, and whether more may be due at once."""
+
+    rows: int
+    more: bool
+
+
 Plan = Callable[[Connection], Fold | None]
 
 
@@ -42,8 +51,8 @@ def roll_up(
     newest_ms: int,
     kept: Kept,
     limit: int,
-) -> int:
-    """Do each step once for a model, about `limit` rows of each; return how many rows went.
+) -> Rolled:
+    """Do each step once for a model, about `limit` rows of each.
 
     `contract` is None for a model that is watched no more, `newest_ms` its newest event time. Raises
     ConflictError when the lease is another's now; the step that found out leaves nothing behind.
@@ -51,7 +60,7 @@ def roll_up(
     with store.read() as connection:
         stands = None if contract is None else standing(connection, contract)
     if contract is not None and stands is None:
-        return 0
+        return Rolled(0, more=False)
     judged = None if stands is None else stands.judged
     seen = None if stands is None else stands.seen
     sealed_before_ms = newest_ms if stands is None else stands.evaluated_to_ms
@@ -61,8 +70,9 @@ def roll_up(
         _plan_of(model, Resolution.HOUR, limits.panes_ms, limit),
         _plan_of(model, Resolution.DAY, limits.hours_ms, limit),
     )
-    done = sum(_do(store, lease, step) for step in steps)
-    return done + _resources_and_end(store, lease, model, limits, limit)
+    done = [_do(store, lease, step) for step in steps]
+    done.append(_resources_and_end(store, lease, model, limits, limit))
+    return Rolled(sum(one.rows for one in done), more=any(one.more for one in done))
 
 
 def _plan_of(model: str, resolution: Resolution, before_ms: int, limit: int) -> Plan:
@@ -71,24 +81,25 @@ def _plan_of(model: str, resolution: Resolution, before_ms: int, limit: int) -> 
     )
 
 
-def _do(store: Store, lease: Lease, plan: Plan) -> int:
+def _do(store: Store, lease: Lease, plan: Plan) -> Rolled:
     """Plan in a snapshot, do it under the lease."""
     with store.read() as connection:
         fold = plan(connection)
     if fold is None:
-        return 0
+        return Rolled(0, more=False)
     with store.write() as connection:
         check(connection, lease)
-        return apply_fold(connection, fold)
+        return Rolled(apply_fold(connection, fold), more=fold.more)
 
 
 def _resources_and_end(
     store: Store, lease: Lease, model: str, limits: FoldLimits, limit: int
-) -> int:
+) -> Rolled:
     with store.write() as connection:
         check(connection, lease)
-        return (
-            fold_resources(connection, model, Resolution.HOUR, limits.panes_ms, limit)
-            + fold_resources(connection, model, Resolution.DAY, limits.hours_ms, limit)
-            + forget_counts(connection, model, limits.days_ms, limit)
+        gone = (
+            fold_resources(connection, model, Resolution.HOUR, limits.panes_ms, limit),
+            fold_resources(connection, model, Resolution.DAY, limits.hours_ms, limit),
+            forget_counts(connection, model, limits.days_ms, limit),
         )
+    return Rolled(sum(gone), more=max(gone) >= limit)

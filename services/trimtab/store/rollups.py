@@ -79,6 +79,8 @@ class Fold(Struct, frozen=True):
     """What the rows of these keys are afterwards, with what they held before."""
     segments: frozenset[tuple[int, str, str]] = frozenset()
     """(partition id, model, segment) of the rows that go: their partition still has to know them."""
+    more: bool = False
+    """Whether the limit was reached, so that more may be there to fold at once."""
 
 
 # --- planning -------------------------------------------------------------------------------------
@@ -121,6 +123,7 @@ def plan_panes(
         ),
         _with_stored(connection, added),
         frozenset((row.partition_id, model, row.segment) for row in found if row.segment),
+        more=len(oldest) == limit,
     )
 
 
@@ -154,7 +157,12 @@ def plan_rollup(
         )
         for row in found
     ]
-    return Fold(len(found), (delete(rollups).where(span),), _with_stored(connection, added))
+    return Fold(
+        len(found),
+        (delete(rollups).where(span),),
+        _with_stored(connection, added),
+        more=len(starts) == limit,
+    )
 
 
 def _whole_steps(starts: Sequence[int], length_ms: int, limit: int) -> tuple[int, int]:
