@@ -18,7 +18,7 @@ from trimtab.alerts.delivery import Relay
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.store.engine import Store
-from trimtab.store.labels import expire_runs
+from trimtab.store.labels import ask_expiry, forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import load_contracts
 from trimtab.store.settled import judged_to_ms, unjoined
@@ -26,17 +26,19 @@ from trimtab.store.tables import (
     deliveries,
     outbox,
     panes,
-    performance,
     rejected,
     resource_panes,
     row_samples,
     verdicts,
     watermarks,
 )
+from trimtab.windows.panes import start_of
 
 RETENTION_EVERY_MS = 60_000
 ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
+EXPIRY_STEPS = 720
+"""Labels expire in steps of this part of their retention: hourly at 30 days."""
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -177,7 +179,7 @@ def _forget_model(
     connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
 ) -> int:
     """Forget what is old. `contract` is None for a model that is watched no more."""
-    panes_ms = keep.panes_ms
+    panes_ms, labels_ms = keep.panes_ms, keep.labels_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
         if judged_ms is None or unjoined(connection, model):
@@ -186,15 +188,18 @@ def _forget_model(
         horizon_ms = contract.labels.horizon_ms or 0
         # A label makes a new revision of its window, and that needs the window's counts.
         panes_ms = max(panes_ms, horizon_ms + 2 * contract.windows.length_ms)
+        labels_ms = max(labels_ms, horizon_ms + 2 * contract.windows.length_ms)
     removed = 0
     for table, column, age_ms in (
         (panes, panes.c.pane_start_ms, panes_ms),
         (resource_panes, resource_panes.c.pane_start_ms, panes_ms),
-        (performance, performance.c.pane_start_ms, keep.labels_ms),
         (row_samples, row_samples.c.sample_start_ms, keep.samples_ms),
     ):
         removed += _forget_until(connection, table, column, model, newest_ms - age_ms)
-    return removed + expire_runs(connection, model, newest_ms - keep.labels_ms)
+    # Only the joiner knows what has joined, so it lets go of labels and their performance.
+    before_ms = newest_ms - labels_ms
+    ask_expiry(connection, model, start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS)))
+    return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
 
 
 def _forget_until(
