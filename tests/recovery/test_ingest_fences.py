@@ -23,7 +23,7 @@ from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
-from trimtab.store.labels import ask_expiry, window_performance
+from trimtab.store.labels import ask_expiry, forget_left_out, window_performance
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
@@ -31,6 +31,7 @@ from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
 from trimtab.windows.ids import id_hashes
+from trimtab.windows.label_sample import in_sample
 
 T0 = 1_700_000_000_000
 IN, LABELS, RESOURCES = Partition("in", 0), Partition("labels", 0), Partition("resources", 0)
@@ -681,6 +682,41 @@ def kill_at(store, statement, joiner, now_ms):
     finally:
         event.remove(store.engine, "before_cursor_execute", count)
     return False
+
+
+def test_a_sample_keeps_a_label_with_its_prediction_and_duplicates_are_still_known(store, log):
+    sampled = msgspec.structs.replace(
+        CONTRACT, labels=msgspec.structs.replace(CONTRACT.labels, sample_share=0.25)
+    )
+    apply_contract(store, sampled, "", "test", T0)
+    inside = in_sample(id_hashes(f"id{i}" for i in range(200)), 0.25)
+    chosen = int(inside.sum())
+    assert 20 < chosen < 80
+    for i in range(0, 200, 2):
+        send_label(log, i, "yes")
+    send_rows(log, [row(i, prediction="yes") for i in range(200)])
+    for i in range(1, 200, 2):
+        send_label(log, i, "yes")
+    drain(member(store, log, IN, LABELS, shards=3))
+    joiner = Joiner(store, "j")
+    for tick in range(4):
+        joiner.tick(T0 + tick)
+    found = entry(store, "labels")
+    assert found.placed_labels == {"joined": chosen}
+    assert found.unit("label") == {"unsampled": 200 - chosen}
+    with store.read() as connection:
+        (one,) = window_performance(connection, "m", T0, T0 + 10_000).values()
+    assert (one.labelled_rows, one.predicted_rows) == (chosen, chosen)
+    send_rows(log, [row(i) for i in range(200)])
+    drain(member(store, log, IN, LABELS, owner="two", shards=3))
+    assert entry(store).unit("row")["duplicate"] == 200
+    assert_balanced(store)
+    with store.write() as connection:
+        assert forget_left_out(connection, "m", T0 - 1, 100) == 0  # their pane is open
+    hour_later(log, [500])
+    drain(member(store, log, IN, LABELS, owner="three", shards=3))
+    with store.write() as connection:
+        assert forget_left_out(connection, "m", T0 - 1, 100) == 1
 
 
 def test_an_id_is_known_again_when_a_longer_lateness_opens_panes_whose_runs_are_gone(store, log):
