@@ -160,6 +160,7 @@ def fleet_page(
     context = {
         "key": request.user,
         "models": shown,
+        "own_alerts": alerts.open_alerts(state.store, "") if scope == keys.EVERYTHING else [],
         "next": shown[-1].model if len(found) > PAGE_ROWS else None,
         "after": after,
         "search": search,

@@ -1,4 +1,4 @@
-"""Housekeeping: relay, traffic, retention. Each under a lease of its own, each bounded per tick.
+"""Housekeeping: relay, traffic, retention, and the check that the ledger balances. Each under a lease of its own, each bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
 the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
@@ -6,7 +6,7 @@ whatever its age: a replay puts years of event time behind it in seconds. The ou
 clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,11 +15,13 @@ from sqlalchemy import Connection, Table, delete, func, select, update
 
 from trimtab import logs
 from trimtab.alerts.delivery import Relay
+from trimtab.alerts.ledger import apply_ledger_alert
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.store.engine import Store
 from trimtab.store.labels import ask_expiry, forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
+from trimtab.store.ledger import ledger
 from trimtab.store.models import load_contracts
 from trimtab.store.settled import judged_to_ms, unjoined
 from trimtab.store.tables import (
@@ -35,6 +37,7 @@ from trimtab.store.tables import (
 from trimtab.windows.panes import start_of
 
 RETENTION_EVERY_MS = 60_000
+LEDGER_EVERY_MS = 60_000
 ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
 EXPIRY_STEPS = 720
@@ -68,8 +71,9 @@ class Housekeeping:
         retention: Retention | None = None,
         *,
         lease_s: float = 30.0,
+        operator_webhooks: Sequence[str] = (),
     ) -> None:
-        """`owner` names this process."""
+        """`owner` names this process; `operator_webhooks` hear of trimtab itself."""
         self._store = store
         self._owner = owner
         self._relay = relay
@@ -77,6 +81,8 @@ class Housekeeping:
         self._hold_ms = round(lease_s * 1000)
         self._leases: dict[str, Lease] = {}
         self._retained_ms: int | None = None
+        self._checked_ms: int | None = None
+        self._operator_webhooks = tuple(operator_webhooks)
         self._thinned_ms: dict[str, int] = {}
         """Per model, the last window whose verdict was thinned since this process began."""
 
@@ -95,6 +101,11 @@ class Housekeeping:
                 done += removed
                 if removed == 0:
                     self._retained_ms = now_ms
+            due = self._checked_ms is None or now_ms - self._checked_ms >= LEDGER_EVERY_MS
+            lease = self._held("ledger", now_ms) if due else None
+            if lease is not None:
+                self._check_ledger(lease, now_ms)
+                self._checked_ms = now_ms
         except ConflictError:
             self._leases.clear()
             log.info("housekeeping_lost_lease", owner=self._owner)
@@ -116,6 +127,15 @@ class Housekeeping:
             else:
                 self._leases[name] = lease
         return lease
+
+    def _check_ledger(self, lease: Lease, now_ms: int) -> None:
+        """Say when the books do not balance: something was lost or counted twice."""
+        problems = [text for entry in ledger(self._store, None) for text in entry.balance()]
+        with self._store.write() as connection:
+            check(connection, lease)
+            change = apply_ledger_alert(connection, problems, self._operator_webhooks, now_ms)
+        if change is not None:
+            log.warning("ledger_alert", change=change.change, problems=problems[:10])
 
     # --- retention ----------------------------------------------------------------------------------
 
