@@ -81,9 +81,10 @@ class Joiner:
     def _candidates(self, now_ms: int) -> list[tuple[str, int]]:
         """Return the shards that may have runs to merge: with new ones, or with more than one batch."""
         look_at_all = now_ms - self._looked_at_all_ms >= LOOK_AT_ALL_MS
-        after_id = 0 if look_at_all else self._seen_id - LOOK_BACK_RUNS
         with self._store.read() as connection:
             newest = newest_run(connection)
+            # SQLite gives ids of deleted runs away again.
+            after_id = 0 if look_at_all else min(self._seen_id, newest) - LOOK_BACK_RUNS
             found = set(shards_with_runs(connection, after_id)) | self._behind
             found |= set(shards_to_expire(connection))
         self._seen_id, self._behind = newest, set()
