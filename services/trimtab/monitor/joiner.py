@@ -38,8 +38,8 @@ LOOK_AT_ALL_MS = 60_000
 CHECKPOINT_ROWS = 500_000
 CHECKPOINT_RUNS = 1_000
 """A checkpoint is made after so many rows or runs: more a rebuild need not read."""
-KEPT_RUN_ROWS = 1_000_000
-"""A kept run grows no further (15 to 30 MB): a checkpoint rewrites no more than that."""
+KEPT_RUN_ROWS = 500_000
+"""A kept run grows no further (5 to 15 MB), so a checkpoint rewrites no more than that."""
 _REBUILD_ROWS = 500_000
 
 

@@ -76,7 +76,7 @@ class Current:
         keys, values = hashes[new], records[new]
         if keys.size == 0:
             return
-        while self._chunks and self._chunks[-1][0].size <= 2 * keys.size:
+        while self._chunks and self._chunks[-1][0].size <= keys.size:
             keys, values = _interleave(*self._chunks.pop(), keys, values)
         self._chunks.append((keys, values))
 
@@ -98,20 +98,14 @@ class Current:
 
     def before(self, name: str, limit: int) -> tuple[Hashes, Records]:
         """Return (hashes, records) whose field `name` is below `limit`, hashes ascending."""
-        return self._gather([values[name] < limit for _, values in self._chunks])
-
-    def everything(self) -> tuple[Hashes, Records]:
-        """Return (hashes, records), hashes ascending."""
-        return self._gather([slice(None)] * len(self._chunks))
-
-    def _gather(self, wanted: Sequence[Any]) -> tuple[Hashes, Records]:
-        chunks = list(zip(self._chunks, wanted, strict=True))
-        hashes = np.concatenate([np.empty(0, np.uint64), *(keys[at] for (keys, _), at in chunks)])
-        records = np.concatenate(
-            [np.empty(0, self._dtype), *(values[at] for (_, values), at in chunks)]
-        )
+        found, records = [np.empty(0, np.uint64)], [np.empty(0, self._dtype)]
+        for keys, values in self._chunks:
+            low = values[name] < limit
+            found.append(keys[low])
+            records.append(values[low])
+        hashes = np.concatenate(found)
         order = hashes.argsort()
-        return hashes[order], records[order]
+        return hashes[order], np.concatenate(records)[order]
 
 
 class Merge(Struct):
@@ -207,15 +201,6 @@ class Joining:
             p[has_p],
             ids[has_l],
             label[has_l],
-            tuple(self._groups),
-            tuple(self._classes),
-        )
-
-    def whole(self) -> KeptRun:
-        """Return every entry."""
-        return KeptRun(
-            *self._predictions.everything(),
-            *self._labels.everything(),
             tuple(self._groups),
             tuple(self._classes),
         )
@@ -354,12 +339,31 @@ def compact(older: KeptRun, newer: KeptRun, expired_to_ms: int | None) -> KeptRu
 
     `expired_to_ms` drops what has expired; None where an older kept run may hold the same ids.
     """
-    index = Joining()
-    index.load(older)
-    index.load(newer)
+    groups = {group: place for place, group in enumerate(older.groups)}
+    classes = {name: place for place, name in enumerate(older.classes)}
+    group_of = np.array([groups.setdefault(g, len(groups)) for g in newer.groups], np.int32)
+    class_of = np.array(
+        [*(classes.setdefault(c, len(classes)) for c in newer.classes), NO_VALUE], np.int32
+    )
+    p, label = newer.predictions.copy(), newer.labels.copy()
+    if group_of.size:
+        p["group"] = group_of[p["group"]]
+    if newer.classes:  # without one, a code only says whether there is a number
+        p["code"], label["code"] = class_of[p["code"]], class_of[label["code"]]
+    ids = newer.hashes
+    p_stays, l_stays = ~_among(older.prediction_hashes, ids), ~_among(older.label_hashes, ids)
+    p_hash, p = _interleave(
+        older.prediction_hashes[p_stays], older.predictions[p_stays], newer.prediction_hashes, p
+    )
+    l_hash, label = _interleave(
+        older.label_hashes[l_stays], older.labels[l_stays], newer.label_hashes, label
+    )
     if expired_to_ms is not None:
-        index.expire(expired_to_ms)
-    return index.whole()
+        lives = p["pane"] >= expired_to_ms
+        alone = (label["time"] >= expired_to_ms) & ~_among(l_hash, p_hash)
+        keeps = alone | _among(l_hash, p_hash[lives])
+        p_hash, p, l_hash, label = p_hash[lives], p[lives], l_hash[keeps], label[keeps]
+    return KeptRun(p_hash, p, l_hash, label, tuple(groups), tuple(classes))
 
 
 # --- sorted columns -------------------------------------------------------------------------------
@@ -371,6 +375,15 @@ def _distinct(hashes: Hashes) -> Hashes:
         return ordered
     distinct: Hashes = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     return distinct
+
+
+def _among(hashes: Hashes, ordered: Hashes) -> Mask:
+    """Which of the hashes are among ascending ones."""
+    if ordered.size == 0:
+        return np.zeros(hashes.size, np.bool_)
+    place = np.minimum(ordered.searchsorted(hashes), ordered.size - 1)
+    among: Mask = ordered[place] == hashes
+    return among
 
 
 def _interleave(
@@ -404,6 +417,9 @@ def _best(
     has = had | (candidates > 0)
     contested = candidates + had > 1
     best, winner = old.copy(), np.full(had.size, -1, np.int64)
+    if not contested.any():
+        best[place], winner[place] = events, np.arange(place.size)
+        return has, best, winner
     hard = contested[place]
     alone = np.flatnonzero(~hard)
     best[place[alone]] = events[alone]
