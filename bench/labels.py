@@ -140,7 +140,7 @@ def measure(url: str, share: float, batches: int) -> dict[str, float]:
     result = {
         "share": share,
         "prediction_us": prediction_s / rows * 1e6,
-        "pending_bytes_per_prediction": stored / stored_rows,
+        "pending_bytes_per_prediction": float(stored / stored_rows),
     }
     every = np.concatenate([run.hashes for run in made])
     chosen = rng.permutation(every)[: int(share * rows)]
@@ -162,7 +162,7 @@ def measure(url: str, share: float, batches: int) -> dict[str, float]:
             select(func.sum(func.length(kept_runs.c.body)), func.sum(kept_runs.c.rows))
         ).one()
     if kept[1]:
-        result["kept_bytes_per_entry"] = kept[0] / kept[1]
+        result["kept_bytes_per_entry"] = float(kept[0] / kept[1])
     result["rebuild_us"] = rebuild(store, rows + chosen.size)
     problems = [text for entry in ledger.ledger(store) for text in entry.balance()]
     assert not problems, problems

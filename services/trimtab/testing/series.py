@@ -15,6 +15,7 @@ from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
+from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow, write_panes, write_watermarks
 from trimtab.store.tables import partitions, performance
@@ -69,6 +70,8 @@ class SeriesWriter:
             partition_id, seq = self._flush(connection, partition, count)
             row = PaneRow(key, pane_ms, state, sealed=False, first_offset=0, next_offset=count)
             write_panes(connection, partition_id, seq, [row])
+            counted = ClassKey("row", self.contract.name, "counted")
+            add_classes(connection, partition_id, {counted: count})
             self._watermark(connection, partition_id, newest)
 
     def passed(self, time_ms: int, partition: int = 0) -> None:
