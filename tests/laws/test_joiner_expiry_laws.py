@@ -13,7 +13,7 @@ from trimtab.monitor import joiner as joiner_module
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.joining import Joining
 from trimtab.stats.performance import PerformanceState
-from trimtab.store import ledger
+from trimtab.store import kept, ledger
 from trimtab.store.engine import open_store
 from trimtab.store.labels import (
     BEGINNING_MS,
@@ -221,18 +221,24 @@ CORRECTION = ("flush", 1, [], [(0, 6, 1, False, 0)])
 TICK, TAKE_OVER = ("tick",), ("take over",)
 
 
-@example([EARLY_LABEL, TICK, ITS_ROW, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1, 2)
-@example([EARLY_LABEL, ITS_ROW, TICK, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1_000, 2)
-@example([ITS_ROW, TICK, EARLY_LABEL, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1, 2)
+@example([EARLY_LABEL, TICK, ITS_ROW, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1, 2, 1)
+@example([EARLY_LABEL, ITS_ROW, TICK, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1_000, 2, 9)
+@example([ITS_ROW, TICK, EARLY_LABEL, ("expire", 3), TICK, TAKE_OVER, CORRECTION], 1, 2, 1)
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(STEP, max_size=20), st.sampled_from((1, 1, 3, 1_000)), st.sampled_from((2, 4, 1_000))
+    st.lists(STEP, max_size=20),
+    st.sampled_from((1, 1, 3, 1_000)),
+    st.sampled_from((2, 4, 1_000)),
+    st.sampled_from((1, 3, 10_000)),
 )
 def test_expiry_and_takeovers_change_nothing_that_is_still_counted(
-    store, steps, checkpoint_runs, kept_rows
+    store, steps, checkpoint_runs, kept_rows, panes
 ):
     world = World(store)
-    with patch.multiple(joiner_module, CHECKPOINT_RUNS=checkpoint_runs, KEPT_RUN_ROWS=kept_rows):
+    with (
+        patch.object(kept, "PANES_PER_CHECKPOINT", panes),
+        patch.multiple(joiner_module, CHECKPOINT_RUNS=checkpoint_runs, KEPT_RUN_ROWS=kept_rows),
+    ):
         for kind, *values in [*steps, ("tick",)]:
             if kind == "flush":
                 world.flush(*values)

@@ -210,3 +210,22 @@ def test_kept_runs_loaded_in_order_or_compacted_are_the_index_that_wrote_them(
     assert entries(whole(again)) == entries(whole(live))
     assert decode_kept(encode_kept(together)).until_ms == together.until_ms
     assert entries(decode_kept(encode_kept(together))) == entries(together)
+
+
+def test_a_label_from_the_future_expires_by_the_time_at_which_it_was_kept():
+    hashes = id_hashes(["a", "b"])
+    times = np.array([3_000, 9_000_000])
+    run = LabelRun(
+        hashes,
+        times,
+        np.zeros(2, np.int64),
+        np.zeros(2, np.bool_),
+        np.zeros(2, np.int32),
+        CLASSES,
+    )
+    index = Joining()
+    index.merge([StoredRun(1, 1, run)])
+    assert index.keep(5_000).until_ms == 5_000
+    assert index.expire(5_000) == {(1, "expired"): 1}
+    assert index.expire(5_001) == {(1, "expired"): 1}
+    assert len(index) == 0

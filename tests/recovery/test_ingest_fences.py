@@ -635,6 +635,29 @@ def test_a_correction_that_outlives_its_label_does_not_count_it_again(store, log
     assert_balanced(store)
 
 
+def test_a_joiner_that_lost_its_shard_lets_nothing_go(store, log):
+    send_rows(log, [row(i) for i in range(4)])
+    send_label(log, 0, "yes")
+    send_label(log, 9, "yes")
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    old, new = Joiner(store, "old"), Joiner(store, "new")
+    old.tick(T0)
+    later = T0 + 60_000
+    new._own("m", 0, later)
+    ask(store, T0 + 3_600_000)
+    runs = rows_of(store, t.label_runs)
+    old.tick(T0 + 1)  # believes in its lease of long ago
+    assert rows_of(store, t.label_runs) == runs > 0
+    assert rows_of(store, t.kept_runs) == 0
+    assert pane_starts(store) != set()
+    assert entry(store, "labels").placed_labels == {"joined": 1}
+    new.tick(later + 1)
+    assert entry(store, "labels").placed_labels == {"joined": 1, "expired": 1}
+    assert pane_starts(store) == set()
+    assert_balanced(store)
+
+
 def test_a_checkpoint_killed_at_any_statement_leaves_all_or_nothing(store, log):
     hour = 3_600_000
     send_rows(log, [row(i) for i in range(10)])
