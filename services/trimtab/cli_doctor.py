@@ -38,6 +38,7 @@ def examine(settings: Settings) -> list[Check]:
         _crc32c,
         _codecs,
         _store,
+        _ledger,
         _kafka,
         _clock,
     ]
@@ -126,6 +127,33 @@ def _store(settings: Settings) -> Check:
     finally:
         store.close()
     return Check("store", True, f"{shown}, schema {migrate.head()}")
+
+
+def _ledger(settings: Settings) -> Check:
+    """Whether every message, row and label that was read is accounted for."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from trimtab.store import migrate
+    from trimtab.store.engine import open_store
+    from trimtab.store.overview import ledger_lines
+
+    url = make_url(settings.store.url)
+    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).exists():
+        return Check("ledger", None, "not there yet")
+    store = open_store(settings.store.url)
+    try:
+        migrate.check(store)
+        lines = ledger_lines(store)
+    except (TrimtabError, SQLAlchemyError):
+        return Check("ledger", None, "not read: the store cannot be used")
+    finally:
+        store.close()
+    problems = [problem for line in lines for problem in line.problems]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return Check("ledger", False, f"out of balance: {problems[0]}{more}; trimtab ledger show")
+    return Check("ledger", True, f"balances over {len(lines)} partitions")
 
 
 def _kafka(settings: Settings) -> Check:

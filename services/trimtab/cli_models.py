@@ -362,6 +362,12 @@ def window_show(
         ),
         "no findings",
     )
+    for version, found in (last.figures.get("performance") or {}).items():
+        if "sampled_share" in found:
+            console.print(
+                f"version {version}: {found['labelled_rows']:,} of {found['predicted_rows']:,} rows "
+                f"labelled, of a sample of {found['sampled_share']:.2%}"
+            )
     for point in history[1:]:
         console.print(
             f"revision {point.verdict.revision}: {point.verdict.changed}", markup=False, style="dim"

@@ -15,6 +15,7 @@ from trimtab.cli_output import (
     Limit,
     ModelName,
     console,
+    errors,
     now_ms,
     print_json,
     print_table,
@@ -26,6 +27,7 @@ from trimtab.errors import TrimtabError
 from trimtab.records import Alert, Role, Rollout, Run
 from trimtab.settings import show
 from trimtab.store import overview
+from trimtab.store.alerts import open_alerts
 from trimtab.store.verdicts import latest_verdicts
 
 alert_app = typer.Typer(help="Conditions people should know of.", no_args_is_help=True)
@@ -66,7 +68,7 @@ def alert_list(
         (
             (
                 alert.id,
-                alert.model,
+                alert.model or "(trimtab)",
                 word(alert.state),
                 alert.kind,
                 alert.condition,
@@ -454,18 +456,21 @@ def status(
     with store_of(context) as store:
         while True:
             page = overview.fleet(store, limit=overview.PAGE_MAX)
+            own = open_alerts(store, "")
             if as_json:
                 print_json(page)
             else:
                 if watch:
                     console.clear()
                 print_status(page)
+                for alert in own:
+                    errors.print(f"[bold red]trimtab itself:[/] {alert.summary}")
                 console.print(_totals(page), style="dim")
                 console.print(_monitor(overview.monitor_pulse(store)), style="dim")
             if not watch:
                 break
             time.sleep(every_s)  # the refresh is by the clock on purpose
-    if any(entry.open_alerts or entry.outcome == "alarm" for entry in page):
+    if own or any(entry.open_alerts or entry.outcome == "alarm" for entry in page):
         raise typer.Exit(ATTENTION)
 
 
@@ -485,7 +490,7 @@ def _monitor(pulse: overview.Pulse) -> str:
 
 
 def doctor(context: typer.Context, as_json: Json = False) -> None:
-    """Check Python, codecs, store, Kafka and clock; exit code 3 when something needs care."""
+    """Check Python, codecs, store, ledger, Kafka and clock; exit code 3 when something needs care."""
     from trimtab.cli_doctor import examine
 
     checks = examine(loaded(context).settings)

@@ -36,6 +36,8 @@ class Kind(StrEnum):
     PERFORMANCE = "performance"
     RESOURCES = "resources"
     VOLUME = "volume"
+    LEDGER = "ledger"
+    """Of alerts about trimtab itself, never of a finding."""
 
 
 class Reason(StrEnum):
@@ -128,6 +130,7 @@ class Alert(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     id: str
     model: str
+    """ "" where it is about trimtab itself."""
     condition: str
     """Key of the condition: the rule's text or `detector:KIND`. At most one open alert each."""
     kind: Kind
@@ -140,6 +143,7 @@ class Alert(Struct, frozen=True, omit_defaults=True, kw_only=True):
     windows: int
     """Windows in alarm so far."""
     verdict_id: int
+    """0 where no verdict made it."""
     summary: str
     resolved_ms: int | None = None
     resolution: str | None = None

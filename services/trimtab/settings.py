@@ -217,6 +217,8 @@ class Webhook(_Section):
     url: str
     secret: SecretStr | None = None
     """Signs each delivery (HMAC-SHA256)."""
+    operator: bool = False
+    """Also receives alerts about trimtab itself, such as a ledger that does not balance."""
 
     @field_validator("url")
     @classmethod

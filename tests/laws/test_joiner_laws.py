@@ -6,9 +6,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.monitor.joining import Joining, Newest
+from trimtab.monitor.joining import Current, Joining, compact
 from trimtab.stats.performance import PerformanceState
-from trimtab.store.labels import Group, LabelRun, PredictionRun, StoredRun
+from trimtab.store.labels import (
+    Group,
+    KeptRun,
+    LabelRun,
+    PredictionRun,
+    StoredRun,
+    decode_kept,
+    encode_kept,
+)
 from trimtab.windows.ids import id_hashes
 
 GROUPS = (Group("1", "", 0, ("c=a",)), Group("2", "challenger", 3, ("c=b",)))
@@ -31,9 +39,8 @@ def run_of(seq, partition, event):
         pane = np.array([second * 1_000])
         run = PredictionRun(hashes, pane, np.array([third], np.int32), codes, GROUPS, CLASSES)
     else:
-        run = LabelRun(
-            *(hashes, np.array([0]), np.array([second]), np.array([third])), codes, CLASSES
-        )
+        time = np.array([(row * 7 + second * 3 + code) % 5 * 1_000])
+        run = LabelRun(*(hashes, time, np.array([second]), np.array([third])), codes, CLASSES)
     return StoredRun(partition, seq, run)
 
 
@@ -132,14 +139,93 @@ def test_an_index_rebuilt_from_the_runs_goes_on_as_the_old_one_would(events, cut
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers()), max_size=20), max_size=8))
-def test_the_newest_record_of_a_hash_wins(batches):
-    index, expected = Newest(np.dtype([("v", "<i8")])), {}
-    for batch in batches:
+def test_the_newest_record_of_a_hash_counts_and_old_ones_can_be_forgotten(batches):
+    index, expected = Current(np.dtype([("v", "<i8")])), {}
+    for number, batch in enumerate(batches):
         rows = {key: value % 1_000 for key, value in batch}
         keys = np.array(sorted(rows), np.uint64)
         records = np.zeros(keys.size, [("v", "<i8")])
         records["v"] = [rows[int(key)] for key in keys]
-        index.put(keys, records)
+        index.put(keys, records, index.get(keys)[0])
         expected |= rows
+        if number % 3 == 2:
+            low, _ = index.before("v", 300)
+            assert low.tolist() == sorted(key for key, value in expected.items() if value < 300)
+            index.remove(low)
+            expected = {key: value for key, value in expected.items() if value >= 300}
+        assert len(index) == len(expected)
     found, records = index.get(np.arange(31, dtype=np.uint64))
     assert {int(k): int(records["v"][k]) for k in np.flatnonzero(found)} == expected
+    hashes, records = index.before("v", 10**6)
+    assert dict(zip(hashes.tolist(), records["v"].tolist(), strict=True)) == dict(
+        sorted(expected.items())
+    )
+
+
+def whole(index):
+    """Everything in an index as one kept run."""
+    return KeptRun(
+        *index._predictions.before("pane", 2**62),
+        *index._labels.before("time", 2**62),
+        tuple(index._groups),
+        tuple(index._classes),
+    )
+
+
+def entries(kept):
+    """The entries of a kept run by id, with names in place of codes."""
+    classes, groups = (*kept.classes, None), kept.groups
+    found = {}
+    for h, p in zip(kept.prediction_hashes.tolist(), kept.predictions, strict=True):
+        value = (int(p["pane"]), int(p["partition"]), groups[p["group"]], classes[p["code"]])
+        found.setdefault(h, {})["p"] = value
+    for h, one in zip(kept.label_hashes.tolist(), kept.labels, strict=True):
+        value = (int(one["time"]), int(one["revision"]), int(one["partition"]))
+        found.setdefault(h, {})["l"] = (*value, bool(one["retracted"]), classes[one["code"]])
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(EVENTS, st.lists(st.integers(0, 25), max_size=3), st.integers(0, 3))
+def test_kept_runs_loaded_in_order_or_compacted_are_the_index_that_wrote_them(
+    events, cuts, before_s
+):
+    events = unique_first_predictions(events)
+    runs = [run_of(seq, partition, event) for seq, (partition, event) in enumerate(events)]
+    bounds = sorted({min(cut, len(runs)) for cut in cuts} | {0, len(runs)})
+    live, kept = Joining(), []
+    for a, b in pairwise(bounds):
+        live.merge(runs[a:b])
+        kept.append(live.keep(10_000))
+        live.expire(before_s * 1_000)
+    loaded, together = Joining(), Joining().keep(0)
+    for number, one in enumerate(kept):
+        loaded.load(one)
+        together = compact(together, one, before_s * 1_000 if number == 0 else None)
+    loaded.expire(before_s * 1_000)
+    assert entries(whole(loaded)) == entries(whole(live))
+    again = Joining()
+    again.load(together)
+    again.expire(before_s * 1_000)
+    assert entries(whole(again)) == entries(whole(live))
+    assert decode_kept(encode_kept(together)).until_ms == together.until_ms
+    assert entries(decode_kept(encode_kept(together))) == entries(together)
+
+
+def test_a_label_from_the_future_expires_by_the_time_at_which_it_was_kept():
+    hashes = id_hashes(["a", "b"])
+    times = np.array([3_000, 9_000_000])
+    run = LabelRun(
+        hashes,
+        times,
+        np.zeros(2, np.int64),
+        np.zeros(2, np.bool_),
+        np.zeros(2, np.int32),
+        CLASSES,
+    )
+    index = Joining()
+    index.merge([StoredRun(1, 1, run)])
+    assert index.keep(5_000).until_ms == 5_000
+    assert index.expire(5_000) == {(1, "expired"): 1}
+    assert index.expire(5_001) == {(1, "expired"): 1}
+    assert len(index) == 0

@@ -2,8 +2,9 @@
 
 import random
 
+import msgspec
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, event, func, select
 from sqlalchemy.exc import DataError, OperationalError
 
 from trimtab.contracts.model import (
@@ -16,14 +17,13 @@ from trimtab.contracts.model import (
     Windows,
 )
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample
-from trimtab.monitor import joiner as joiner_module
 from trimtab.monitor import partition as partition_module
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
-from trimtab.store.labels import expire_runs, window_performance
+from trimtab.store.labels import ask_expiry, forget_left_out, window_performance
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
@@ -31,6 +31,7 @@ from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
 from trimtab.windows.ids import id_hashes
+from trimtab.windows.label_sample import in_sample
 
 T0 = 1_700_000_000_000
 IN, LABELS, RESOURCES = Partition("in", 0), Partition("labels", 0), Partition("resources", 0)
@@ -560,29 +561,205 @@ def test_a_joiner_that_takes_over_rebuilds_and_the_old_one_is_refused(store, log
     assert_balanced(store)
 
 
-def test_a_join_index_lets_go_of_what_retention_has_deleted(store, log, monkeypatch):
-    monkeypatch.setattr(joiner_module, "KEPT_ENTRIES", 0)
+def hour_later(log, numbers):
+    send_rows(log, [row(i, at=T0 + 3_600_000 + i) for i in numbers])
+
+
+def ask(store, before_ms):
+    with store.write() as connection:
+        ask_expiry(connection, "m", before_ms)
+
+
+def rows_of(store, table):
+    with store.read() as connection:
+        return connection.scalar(select(func.count()).select_from(table))
+
+
+def test_what_expires_leaves_index_runs_performance_and_ledger_together(store, log):
     send_rows(log, [row(i) for i in range(40)])
+    send_label(log, 0, "yes")
+    send_label(log, 99, "yes")  # its inference never comes
     ingest = member(store, log, IN, LABELS)
     drain(ingest)
     joiner = Joiner(store, "j")
     joiner.tick(T0)
-    (owned,) = joiner._owned.values()
-    assert len(owned.index) == 40
-    with store.write() as connection:
-        assert expire_runs(connection, "m", T0 + 3_600_000) > 0
-    send_rows(log, [row(i, at=T0 + 3_600_000 + i) for i in range(40, 45)])
+    assert entry(store, "labels").waiting_labels == 1
+    hour_later(log, range(40, 45))
     drain(ingest)
-    joiner.tick(T0 + joiner_module.LOOK_AT_ALL_MS)
+    ask(store, T0 + 3_600_000)
+    joiner.tick(T0 + 1)
     (owned,) = joiner._owned.values()
     assert len(owned.index) == 5
-    log.send(
-        LABELS, Label(inference_id="id42", model="m", label="yes", time=T0, source="human"), T0
-    )
+    found = entry(store, "labels")
+    assert found.placed_labels == {"joined": 1, "expired": 1}
+    assert found.waiting_labels == 0
+    assert pane_starts(store) == {T0 + 3_600_000}
+    assert rows_of(store, t.label_runs) == 1  # the pane that is still open
+    send_label(log, 42, "yes")
     drain(ingest)
-    joiner.tick(T0 + joiner_module.LOOK_AT_ALL_MS + 1)
-    assert entry(store, "labels").placed_labels == {"joined": 1}
+    Joiner(store, "other").tick(T0 + 60_000)
+    assert entry(store, "labels").placed_labels == {"joined": 2, "expired": 1}
     assert_balanced(store)
+
+
+def pane_starts(store):
+    with store.read() as connection:
+        return set(connection.scalars(select(t.performance.c.pane_start_ms)))
+
+
+def test_a_correction_that_outlives_its_label_does_not_count_it_again(store, log):
+    """The label's run expires, its correction's stays: whoever rebuilds must not see a first label."""
+    send_rows(log, [row(0, prediction="yes")])
+    send_label(log, 0, "no")
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    first = Joiner(store, "first")
+    first.tick(T0)
+    late = Label(
+        inference_id="id0", model="m", label="yes", time=T0 + 9_000, source="human", revision=1
+    )
+    log.send(LABELS, late, T0 + 9_000)
+    drain(ingest)
+    first.tick(T0 + 1)
+    ask(store, T0 + 5_000)
+    first.tick(T0 + 2)
+    assert pane_starts(store) == set()
+    again = msgspec.structs.replace(late, label="no", revision=2)
+    log.send(LABELS, again, T0 + 9_000)
+    drain(ingest)
+    Joiner(store, "second").tick(T0 + 60_000)
+    assert pane_starts(store) == set()
+    found = entry(store, "labels")
+    assert found.placed_labels == {"joined": 1, "superseded": 1}
+    assert found.waiting_labels == 1  # of an inference that is forgotten; it expires in its turn
+    assert_balanced(store)
+
+
+def test_a_joiner_that_lost_its_shard_lets_nothing_go(store, log):
+    send_rows(log, [row(i) for i in range(4)])
+    send_label(log, 0, "yes")
+    send_label(log, 9, "yes")
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    old, new = Joiner(store, "old"), Joiner(store, "new")
+    old.tick(T0)
+    later = T0 + 60_000
+    new._own("m", 0, later)
+    ask(store, T0 + 3_600_000)
+    runs = rows_of(store, t.label_runs)
+    old.tick(T0 + 1)  # believes in its lease of long ago
+    assert rows_of(store, t.label_runs) == runs > 0
+    assert rows_of(store, t.kept_runs) == 0
+    assert pane_starts(store) != set()
+    assert entry(store, "labels").placed_labels == {"joined": 1}
+    new.tick(later + 1)
+    assert entry(store, "labels").placed_labels == {"joined": 1, "expired": 1}
+    assert pane_starts(store) == set()
+    assert_balanced(store)
+
+
+def test_a_checkpoint_killed_at_any_statement_leaves_all_or_nothing(store, log):
+    hour = 3_600_000
+    send_rows(log, [row(i) for i in range(10)])
+    for i in range(12):
+        send_label(log, i, "yes")
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    Joiner(store, "j").tick(T0)
+    hour_later(log, range(20, 25))
+    drain(ingest)
+    now = T0
+    for statement in range(100):
+        ask(store, T0 + hour)
+        now += 60_000
+        killed = kill_at(store, statement, Joiner(store, f"j{statement}"), now)
+        assert_balanced(store)
+        if not killed:
+            break
+    assert 5 < statement < 100
+    assert entry(store, "labels").placed_labels == {"joined": 10, "expired": 2}
+    send_label(log, 22, "yes")
+    drain(ingest)
+    Joiner(store, "last").tick(now + 60_000)
+    assert entry(store, "labels").placed_labels == {"joined": 11, "expired": 2}
+    assert pane_starts(store) == {T0 + hour}
+    assert_balanced(store)
+
+
+def kill_at(store, statement, joiner, now_ms):
+    """Tick until all is done, but die at a statement of a checkpoint; return whether it came to that."""
+    seen, inside = 0, False
+
+    def count(_connection, _cursor, text, *_):
+        nonlocal seen, inside
+        inside = inside or "kept_positions=" in text.replace(" ", "")
+        if inside and seen == statement:
+            raise KeyboardInterrupt
+        seen += inside
+
+    event.listen(store.engine, "before_cursor_execute", count)
+    try:
+        joiner.tick(now_ms)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        event.remove(store.engine, "before_cursor_execute", count)
+    return False
+
+
+def test_a_sample_keeps_a_label_with_its_prediction_and_duplicates_are_still_known(store, log):
+    sampled = msgspec.structs.replace(
+        CONTRACT, labels=msgspec.structs.replace(CONTRACT.labels, sample_share=0.25)
+    )
+    apply_contract(store, sampled, "", "test", T0)
+    inside = in_sample(id_hashes(f"id{i}" for i in range(200)), 0.25)
+    chosen = int(inside.sum())
+    assert 20 < chosen < 80
+    for i in range(0, 200, 2):
+        send_label(log, i, "yes")
+    send_rows(log, [row(i, prediction="yes") for i in range(200)])
+    for i in range(1, 200, 2):
+        send_label(log, i, "yes")
+    drain(member(store, log, IN, LABELS, shards=3))
+    joiner = Joiner(store, "j")
+    for tick in range(4):
+        joiner.tick(T0 + tick)
+    found = entry(store, "labels")
+    assert found.placed_labels == {"joined": chosen}
+    assert found.unit("label") == {"unsampled": 200 - chosen}
+    with store.read() as connection:
+        (one,) = window_performance(connection, "m", T0, T0 + 10_000).values()
+    assert (one.labelled_rows, one.predicted_rows) == (chosen, chosen)
+    send_rows(log, [row(i) for i in range(200)])
+    drain(member(store, log, IN, LABELS, owner="two", shards=3))
+    assert entry(store).unit("row")["duplicate"] == 200
+    assert_balanced(store)
+    with store.write() as connection:
+        assert forget_left_out(connection, "m", T0 - 1, 100) == 0  # their pane is open
+    hour_later(log, [500])
+    drain(member(store, log, IN, LABELS, owner="three", shards=3))
+    with store.write() as connection:
+        assert forget_left_out(connection, "m", T0 - 1, 100) == 1
+
+
+def test_an_id_is_known_again_when_a_longer_lateness_opens_panes_whose_runs_are_gone(store, log):
+    send_rows(log, [row(0), row(1)])
+    hour_later(log, [5])
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    joiner = Joiner(store, "j")
+    joiner.tick(T0)
+    ask(store, T0 - 1)  # nothing is that old: the checkpoint only keeps
+    joiner.tick(T0 + 1)
+    assert rows_of(store, t.label_runs) == 1
+    longer = msgspec.structs.replace(
+        CONTRACT, windows=msgspec.structs.replace(CONTRACT.windows, lateness="2h")
+    )
+    apply_contract(store, longer, "", "test", T0 + 1)
+    send_rows(log, [row(0), row(2)])
+    drain(member(store, log, IN, LABELS, owner="two"))
+    found = entry(store).unit("row")
+    assert (found["counted"], found["duplicate"], found.get("too_late", 0)) == (4, 1, 0)
 
 
 def test_resources_are_gauges_of_a_window(store, log):

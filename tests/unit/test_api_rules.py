@@ -295,6 +295,7 @@ def test_pages_escape_what_others_wrote_and_allow_no_inline_script(
 ) -> None:
     import msgspec
 
+    from trimtab.alerts.ledger import apply_ledger_alert
     from trimtab.store.alerts import get_alert, save_alert
 
     example.fill(store, NOW_MS, windows=30)
@@ -302,6 +303,11 @@ def test_pages_escape_what_others_wrote_and_allow_no_inline_script(
     with store.write() as connection:
         alert = get_alert(store, "a1")
         save_alert(connection, msgspec.structs.replace(alert, summary=hostile))
+        apply_ledger_alert(connection, [hostile], [], NOW_MS)
+    answer = client.get("/", headers=bearer(store))
+    assert "The ledger does not balance: &lt;script&gt;" in answer.text
+    narrow = client.get("/", headers=bearer(store, Role.VIEWER, "model:digits"))
+    assert "does not balance" not in narrow.text
     answer = client.get("/models/digits", headers=bearer(store))
     assert hostile not in answer.text
     assert "&lt;script&gt;" in answer.text

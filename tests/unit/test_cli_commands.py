@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import typer
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from trimtab import cli_docs, cli_doctor
+from trimtab.alerts.ledger import apply_ledger_alert
 from trimtab.cli import app, main
 from trimtab.errors import TrimtabError
 from trimtab.settings import load
 from trimtab.store import migrate
 from trimtab.store.engine import open_store
+from trimtab.store.ledger import claim
+from trimtab.store.tables import partitions
 from trimtab.testing import example
 
 NOW_MS = 1_800_000_000_000
@@ -129,10 +133,41 @@ def test_doctor_names_what_needs_care_and_exits_with_3(place: Path) -> None:
     assert checks["Python"]["fine"] is True
     assert checks["crc32c"]["fine"] is True
     assert checks["store"]["fine"] is None
+    assert checks["ledger"]["fine"] is None
     assert checks["Kafka"]["fine"] is False
     assert "kafka.bootstrap" in checks["Kafka"]["said"]
     assert checks["clock"]["fine"] is None
     assert checks["clock"]["said"].startswith("not checked")
+
+
+def test_a_ledger_that_does_not_balance_shows_in_doctor_and_status(filled: Path) -> None:
+    settings = load().settings
+    assert cli_doctor._ledger(settings).fine is True
+    store = open_store("sqlite:///.trimtab/trimtab.db")
+    claim(
+        store,
+        consumer="monitor",
+        cluster_id="c",
+        topic="in",
+        topic_id="",
+        partition=0,
+        owner="one",
+        beginning_offset=0,
+        now_ms=NOW_MS,
+    )
+    with store.write() as connection:
+        connection.execute(update(partitions).values(rows=partitions.c.rows + 1))
+        apply_ledger_alert(connection, ["rows are missing"], [], NOW_MS)
+    store.close()
+    found = cli_doctor._ledger(settings)
+    assert found.fine is False
+    assert "out of balance: monitor in[0]" in found.said
+    result = CliRunner().invoke(app, ["status"])
+    assert result.exit_code == 3
+    assert "trimtab itself: The ledger does not balance: rows are missing." in " ".join(
+        result.output.split()
+    )
+    assert "(trimtab)" in call("alert", "list")[1]
 
 
 def test_doctor_compares_the_clock_with_the_database_servers(

@@ -50,7 +50,7 @@ def inputs(*rules: str, shift=0.0, rows=500, labelled=None, **more) -> WindowInp
         name="m",
         task="binary",
         features={"x": Feature("number", min=-3), "c": Feature("category")},
-        labels=Labels(more.pop("labels", "within 1 day")),
+        labels=Labels(more.pop("labels", "within 1 day"), **more.pop("wait", {})),
         windows=Windows(length="2s", pane="2s", min_rows=100),
         alarms=Alarms(rules=rules),
         reference=Reference(),
@@ -140,6 +140,42 @@ def test_windows_further_back_than_n_are_forgotten_but_an_alarm_keeps_its_onset(
 def test_what_cannot_be_judged_says_why(more, reason, outcome):
     found = rule_finding(evaluate(inputs("accuracy < 0.9", **more)))
     assert (found.reason, found.outcome) == (reason, outcome)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "wait", "labels_due", "reason", "outcome"),
+    [
+        # 200 of 500 rows are labelled, and 100 would be enough to count.
+        (100, 100, {"judge_share": 0.41}, False, Reason.WAITING_FOR_LABELS, Outcome.CANNOT_TELL),
+        (200, 0, {"judge_share": 0.41}, False, Reason.WAITING_FOR_LABELS, Outcome.CANNOT_TELL),
+        (100, 100, {"judge_share": 0.40}, False, Reason.RULE_BREACHED, Outcome.ALARM),
+        (200, 0, {"judge_share": 0.40}, False, Reason.WITHIN_LIMITS, Outcome.OK),
+        (100, 100, {"judge_share": 0.41}, True, Reason.RULE_BREACHED, Outcome.ALARM),
+        (100, 100, {"judge_share": 1.0}, False, Reason.WAITING_FOR_LABELS, Outcome.CANNOT_TELL),
+        (0, 500, {"judge_share": 1.0}, False, Reason.RULE_BREACHED, Outcome.ALARM),
+        (100, 100, {"judge_share": 0.0}, False, Reason.RULE_BREACHED, Outcome.ALARM),
+    ],
+)
+def test_a_performance_rule_waits_for_a_share_of_labels_or_a_time(
+    right, wrong, wait, labels_due, reason, outcome
+):
+    given = inputs("accuracy < 0.9", labelled=(right, wrong), wait=wait, labels_due=labels_due)
+    found = rule_finding(evaluate(given))
+    assert (found.reason, found.outcome) == (reason, outcome)
+
+
+def test_a_rule_that_waits_says_for_what():
+    wait = {"judge_share": 0.5, "judge_after": "2h"}
+    found = rule_finding(evaluate(inputs("accuracy < 0.9", labelled=(200, 0), wait=wait)))
+    assert found.detail == (
+        "200 of 500 rows labelled so far; it is judged when 50% are, or after 2h"
+    )
+
+
+def test_figures_of_a_sample_say_so_and_others_do_not():
+    sample = evaluate(inputs(labelled=(200, 0), wait={"sample_share": 0.25}))
+    assert sample.figures["performance"]["1"]["sampled_share"] == 0.25
+    assert "sampled_share" not in evaluate(inputs(labelled=(200, 0))).figures["performance"]["1"]
 
 
 @pytest.mark.parametrize(

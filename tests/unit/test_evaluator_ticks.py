@@ -168,6 +168,29 @@ def test_one_alert_opens_when_a_rule_is_met_m_of_n_times_and_resolves_when_it_is
     assert found[10] == (Outcome.OK, Reason.WITHIN_LIMITS)
 
 
+def test_a_window_is_judged_when_its_time_to_wait_for_labels_has_run_out(store):
+    labels = Labels(arrive="within 1 day", judge_share=0.8, judge_after="4s")
+    world = World(store, contract(alarms=Alarms(rules=("accuracy < 0.9",)), labels=labels))
+    for number in range(2):
+        world.window(number)
+        world.label(number, 75, 75)
+    world.pass_to(2)
+    world.tick()
+    assert {r for _, _, r in world.outcomes()} == {Reason.WAITING_FOR_LABELS}
+    world.label(1, 80, 80)  # now it has its share
+    world.tick()
+    assert [r for _, _, r in world.outcomes()] == [
+        Reason.WAITING_FOR_LABELS,
+        Reason.RULE_BREACHED,
+    ]
+    for number in range(2, 4):
+        world.window(number)
+        world.pass_to(number + 1)
+        world.tick()
+    found = {n: r for n, _, r in world.outcomes()}
+    assert (found[0], found[3]) == (Reason.RULE_BREACHED, Reason.WAITING_FOR_LABELS)
+
+
 def test_labels_that_come_later_revise_their_window_and_the_windows_that_remember_it(store):
     world = World(store, contract(alarms=Alarms(rules=("accuracy < 0.9 in 2 of 3",))))
     for number in range(3):

@@ -65,6 +65,9 @@ class FleetCollector(Collector):
             "trimtab_rows", "Rows by what became of them.", labels=[*where, "class"]
         )
         balance = GaugeMetricFamily("trimtab_ledger_balances", "1 when both ledgers balance.")
+        problems = GaugeMetricFamily(
+            "trimtab_ledger_problems", "Ledger equations that do not hold; 0 is right."
+        )
         lines = overview.ledger_lines(self._store)
         for line in lines:
             labels = [line.consumer, line.topic, str(line.partition)]
@@ -75,7 +78,8 @@ class FleetCollector(Collector):
             for name, count in line.row_classes.items():
                 rows.add_metric([*labels, name], count)
         balance.add_metric([], float(not any(line.problems for line in lines)))
-        yield from (messages, lost, lag, rows, balance)
+        problems.add_metric([], float(sum(len(line.problems) for line in lines)))
+        yield from (messages, lost, lag, rows, balance, problems)
 
 
 def scrape(store: Store, scope: str) -> bytes:

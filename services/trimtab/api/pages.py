@@ -160,6 +160,7 @@ def fleet_page(
     context = {
         "key": request.user,
         "models": shown,
+        "own_alerts": alerts.open_alerts(state.store, "") if scope == keys.EVERYTHING else [],
         "next": shown[-1].model if len(found) > PAGE_ROWS else None,
         "after": after,
         "search": search,
@@ -222,6 +223,13 @@ def _ledger(store: Store) -> dict[str, Any]:
     }
 
 
+def labelled(judged: dict[str, Any]) -> str:
+    """What share of the rows that labels are kept for has one."""
+    said = f"{percent(judged.get('labelled_share'))} labelled"
+    sampled = judged.get("sampled_share")
+    return said if sampled is None else f"{said}, of a sample of {percent(sampled)}"
+
+
 def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(label, value, remark) of the figures that people look for first."""
     judged = (tree.get("performance") or {}).get(tree.get("judged_version"), {})
@@ -234,7 +242,7 @@ def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str
         (
             word(quality or "accuracy"),
             figure(figures.get(quality or "", {}).get("value")),
-            f"{percent(judged.get('labelled_share'))} labelled" if judged else "no labels yet",
+            labelled(judged) if judged else "no labels yet",
         ),
         ("largest PSI", figure(drift.get("max_psi")), str(drift.get("max_psi_feature") or "")),
         (

@@ -63,11 +63,21 @@ def _check_names(contract: Contract) -> Iterator[tuple[Path, str]]:
 
 
 _DURATIONS: dict[str, tuple[str, ...]] = {
+    "labels": ("judge_after",),
     "windows": ("length", "pane", "lateness", "out_of_order", "future", "idle"),
     "canary": ("step", "longest", "watch", "maturity", "valid"),
     "retraining": ("search_limit", "label_wait", "cooldown"),
 }
-_MAY_BE_ZERO = {"lateness", "out_of_order", "future", "maturity", "cooldown", "watch", "label_wait"}
+_MAY_BE_ZERO = {
+    "lateness",
+    "out_of_order",
+    "future",
+    "maturity",
+    "cooldown",
+    "watch",
+    "label_wait",
+    "judge_after",
+}
 
 
 def _duration(text: str | None) -> int | None:
@@ -99,6 +109,16 @@ def _check_durations(contract: Contract) -> Iterator[tuple[Path, str]]:
             ("labels", "arrive"),
             f'expected "never" or "within" and a duration such as "within 21 days", got {arrive!r}.',
         )
+    after = _duration(contract.labels.judge_after)
+    if after is not None and horizon is not None and after > horizon:
+        yield (
+            ("labels", "judge_after"),
+            f"expected no more than labels.arrive, {arrive!r}: later nothing is waited for.",
+        )
+    for key, least in (("judge_share", 0.0), ("sample_share", 0.0001)):
+        share = getattr(contract.labels, key)
+        if not least <= share <= 1:
+            yield ("labels", key), f"expected {least:g} to 1, got {share:g}."
 
 
 def _check_features(contract: Contract) -> Iterator[tuple[Path, str]]:

@@ -77,11 +77,26 @@ class Labels(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     sources: tuple[str, ...] = ("human", "outcome", "rule", "unknown")
     """Label sources that count. For training, "unknown" and "model" only count if listed here."""
 
+    judge_share: float = 0.1
+    """Rules on performance judge a window once this share of its rows is labelled, … """
+    judge_after: str | None = None
+    """… or so long after its end, whatever has come by then. Default: the time of `arrive`."""
+    sample_share: float = 1.0
+    """Share of the model's rows, by a hash of their ids, that are kept to be joined with labels."""
+
     @property
     def horizon_ms(self) -> int | None:
         """Milliseconds within which labels arrive; None when they never do."""
         text = self.arrive.strip()
         return None if text == "never" else duration_ms(text.removeprefix("within "))
+
+    @property
+    def judge_after_ms(self) -> int | None:
+        """Milliseconds after a window's end when its labels are waited for no longer; None: no promise."""
+        horizon_ms = self.horizon_ms
+        if horizon_ms is None or self.judge_after is None:
+            return horizon_ms
+        return duration_ms(self.judge_after)
 
 
 class Windows(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

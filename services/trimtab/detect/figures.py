@@ -14,8 +14,9 @@ milliseconds, logarithms natural. The tree:
         effect{superiority, sd}, drifted, reason}}
     prediction{output: as a feature}
     drift{max_psi, max_psi_feature, drifted_share, drifted[], reason}
-    performance{version: {labelled_rows, predicted_rows, labelled_share, figures{name: {value, n, low,
-        high, interval, reason}}}}
+    performance{version: {labelled_rows, predicted_rows, labelled_share, sampled_share, figures{name:
+        {value, n, low, high, interval, reason}}}}; `sampled_share` only when it is below 1: the others
+        are then of the sample
     judged_version, labels, baseline{id, windows, rows, reason}
 
 "Drifted" is descriptive: a Bonferroni-adjusted p value below DRIFT_ALPHA over all features of the window,
@@ -311,6 +312,7 @@ def _performance(contract: Contract, labelled: Labelled) -> Figures:
         "labelled_rows": labelled.labelled_rows,
         "predicted_rows": predicted,
         "labelled_share": labelled.labelled_rows / predicted if predicted else None,
+        **({"sampled_share": sampled} if (sampled := contract.labels.sample_share) < 1 else {}),
         "figures": {name: msgspec.to_builtins(figure) for name, figure in found.items()},
     }
 

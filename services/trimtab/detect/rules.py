@@ -67,7 +67,7 @@ def judge_rules(
     """Return one finding per rule, in the rules' order.
 
     `prior` are earlier windows, oldest first; only those within the rule's N count. `labels_due` says
-    that the contract's promise of labels has run out for this window; `calibrating` is the progress of
+    that the time to wait for this window's labels has run out; `calibrating` is the progress of
     a baseline that has not begun to compare.
     """
     context = _Context(tree, contract, window_start_ms, labels_due, has_rows, calibrating)
@@ -131,10 +131,8 @@ def _why_not(rule: Rule, found: Measured, context: _Context) -> tuple[Outcome, R
     if not context.has_rows:
         return Outcome.CANNOT_TELL, Reason.NO_DATA, "no rows in this window"
     performance = FIGURES[rule.figure].kind.value == Kind.PERFORMANCE.value
-    if performance:
-        horizon = context.contract.labels.horizon_ms
-        if horizon is None and found.rows == 0:
-            return Outcome.OK, Reason.NOT_APPLICABLE, "the contract promises no labels"
+    if performance and context.contract.labels.horizon_ms is None and found.rows == 0:
+        return Outcome.OK, Reason.NOT_APPLICABLE, "the contract promises no labels"
     needed = _least_rows(rule, context.contract)
     if found.rows < needed:
         if performance and not context.labels_due:
@@ -149,12 +147,37 @@ def _why_not(rule: Rule, found: Measured, context: _Context) -> tuple[Outcome, R
         else:
             detail = f"{found.rows} rows, {needed} are needed"
         return Outcome.CANNOT_TELL, reason, detail
+    if performance and not context.labels_due:
+        waits = _waits(context)
+        if waits is not None:
+            return Outcome.CANNOT_TELL, Reason.WAITING_FOR_LABELS, waits
     if found.value is None:
         compared = rule.kind.value in (Kind.INPUT.value, Kind.PREDICTION.value)
         if compared and context.calibrating is not None:
             return Outcome.CANNOT_TELL, Reason.CALIBRATING, context.calibrating
         return Outcome.CANNOT_TELL, Reason.UNDEFINED, found.reason
     return None
+
+
+def enough_labelled(contract: Contract, labelled_rows: int, predicted_rows: int) -> bool:
+    """Whether so many labels of a window's rows are the share that rules on performance wait for."""
+    if contract.labels.horizon_ms is None:
+        return True
+    return labelled_rows >= contract.labels.judge_share * predicted_rows
+
+
+def _waits(context: _Context) -> str | None:
+    """Say what share of labels is waited for; None when it is there."""
+    found = context.tree["performance"].get(context.tree["judged_version"], {})
+    labelled, predicted = found.get("labelled_rows", 0), found.get("predicted_rows", 0)
+    labels = context.contract.labels
+    if enough_labelled(context.contract, labelled, predicted):
+        return None
+    after = labels.judge_after or labels.arrive.removeprefix("within ")
+    return (
+        f"{labelled} of {predicted} rows labelled so far; it is judged when {labels.judge_share:.0%} "
+        f"are, or after {after}"
+    )
 
 
 def _least_rows(rule: Rule, contract: Contract) -> int:

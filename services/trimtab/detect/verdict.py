@@ -54,7 +54,7 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     judged_version: str | None = None
     """The version whose quality and answers are judged: the champion."""
     labels_due: bool = False
-    """The contract's promise of labels has run out for this window."""
+    """The time to wait for this window's labels has run out (`labels.judge_after`)."""
     prior: Sequence[PriorWindow] = ()
     """Rule memory: the latest verdicts of earlier windows, oldest first."""
     detector_state: Json = field(default_factory=dict)

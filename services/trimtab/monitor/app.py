@@ -110,7 +110,12 @@ def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Eve
 
     def housekeeping() -> tuple[Callable[[int], int], Callable[[], None]]:
         made = Housekeeping(
-            store, owner, relay_of(settings, store), retention_of(settings), lease_s=lease_s
+            store,
+            owner,
+            relay_of(settings, store),
+            retention_of(settings),
+            lease_s=lease_s,
+            operator_webhooks=[name for name, hook in settings.webhooks.items() if hook.operator],
         )
         return made.tick, made.close
 

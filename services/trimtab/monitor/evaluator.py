@@ -23,7 +23,7 @@ from trimtab.detect.series import close_windows, coalesce_ms
 from trimtab.detect.verdict import Detector, encode, evaluate, input_digest
 from trimtab.errors import ConflictError, TrimtabError
 from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
-from trimtab.monitor.window_inputs import ModelReader, labels_wanted
+from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState
 from trimtab.store import alerts, baselines
@@ -360,7 +360,8 @@ def _has_labels(reader: ModelReader, connection: Connection, start_ms: int) -> b
     if head is None:
         return False
     found = head.figures.performance.get(str(head.evidence.prior.get("judged_version")), {})
-    return int(found.get("labelled_rows", 0)) >= labels_wanted(reader.contract)
+    labelled, predicted = (int(found.get(f"{n}_rows", 0)) for n in ("labelled", "predicted"))
+    return has_labels_wanted(reader.contract, labelled, predicted)
 
 
 def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:
@@ -419,21 +420,21 @@ def _windows_with_rows(
 
 
 def _due_to(contract: Contract, due_to_ms: int | None, mark_ms: int | None) -> int | None:
-    horizon_ms = contract.labels.horizon_ms
-    if horizon_ms is None or mark_ms is None:
+    after_ms = contract.labels.judge_after_ms
+    if after_ms is None or mark_ms is None:
         return due_to_ms
-    return mark_ms - horizon_ms if due_to_ms is None else max(due_to_ms, mark_ms - horizon_ms)
+    return mark_ms - after_ms if due_to_ms is None else max(due_to_ms, mark_ms - after_ms)
 
 
 def _labels_due_windows(
     connection: Connection, contract: Contract, due_to_ms: int | None, mark_ms: int | None
 ) -> list[int]:
-    """Windows whose promised labels have run out since the last look."""
-    horizon_ms = contract.labels.horizon_ms
-    if horizon_ms is None or mark_ms is None:
+    """Windows whose time to wait for labels has run out since the last look."""
+    after_ms = contract.labels.judge_after_ms
+    if after_ms is None or mark_ms is None:
         return []
-    after_ms = mark_ms - horizon_ms if due_to_ms is None else due_to_ms
-    return windows_ending(connection, contract.name, after_ms, mark_ms - horizon_ms)
+    from_ms = mark_ms - after_ms if due_to_ms is None else due_to_ms
+    return windows_ending(connection, contract.name, from_ms, mark_ms - after_ms)
 
 
 def _publish_verdict(

@@ -1,4 +1,6 @@
-"""Housekeeping: relay, traffic, retention and roll-up. Under leases of their own, bounded per tick.
+"""Housekeeping: relay, traffic, retention, roll-up, and the check that the ledger balances.
+
+Each under a lease of its own, bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
 the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
@@ -6,37 +8,41 @@ whatever its age: a replay puts years of event time behind it in seconds. The ou
 clock.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Table, delete, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from trimtab import logs
 from trimtab.alerts.delivery import Relay
+from trimtab.alerts.ledger import apply_ledger_alert
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
-from trimtab.store.labels import expire_runs
+from trimtab.store.labels import ask_expiry, forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
+from trimtab.store.ledger import ledger
 from trimtab.store.models import load_contracts
 from trimtab.store.settled import judged_to_ms, unjoined
 from trimtab.store.tables import (
     deliveries,
     outbox,
-    performance,
     rejected,
     row_samples,
     verdicts,
     watermarks,
 )
+from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import DAY_MS, HOUR_MS, Kept
 
 RETENTION_EVERY_MS = 60_000
+LEDGER_EVERY_MS = 60_000
 ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
+EXPIRY_STEPS = 720
+"""Labels expire in steps of this part of their retention: hourly at 30 days."""
 
 log = logs.get("housekeeping")
 
@@ -68,8 +74,9 @@ class Housekeeping:
         retention: Retention | None = None,
         *,
         lease_s: float = 30.0,
+        operator_webhooks: Sequence[str] = (),
     ) -> None:
-        """`owner` names this process."""
+        """`owner` names this process; `operator_webhooks` hear of trimtab itself."""
         self._store = store
         self._owner = owner
         self._relay = relay
@@ -77,6 +84,8 @@ class Housekeeping:
         self._hold_ms = round(lease_s * 1000)
         self._leases: dict[str, Lease] = {}
         self._retained_ms: int | None = None
+        self._checked_ms: int | None = None
+        self._operator_webhooks = tuple(operator_webhooks)
         self._thinned_ms: dict[str, int] = {}
         """Per model, the last window whose verdict was thinned since this process began."""
 
@@ -95,6 +104,11 @@ class Housekeeping:
                 done += rolled.rows + removed
                 if removed == 0 and not rolled.more:
                     self._retained_ms = now_ms
+            due = self._checked_ms is None or now_ms - self._checked_ms >= LEDGER_EVERY_MS
+            lease = self._held("ledger", now_ms) if due else None
+            if lease is not None:
+                self._check_ledger(lease, now_ms)
+                self._checked_ms = now_ms
         except ConflictError:
             self._leases.clear()
             log.info("housekeeping_lost_lease", owner=self._owner)
@@ -116,6 +130,15 @@ class Housekeeping:
             else:
                 self._leases[name] = lease
         return lease
+
+    def _check_ledger(self, lease: Lease, now_ms: int) -> None:
+        """Say when the books do not balance: something was lost or counted twice."""
+        problems = [text for entry in ledger(self._store, None) for text in entry.balance()]
+        with self._store.write() as connection:
+            check(connection, lease)
+            change = apply_ledger_alert(connection, problems, self._operator_webhooks, now_ms)
+        if change is not None:
+            log.warning("ledger_alert", change=change.change, problems=problems[:10])
 
     # --- retention ----------------------------------------------------------------------------------
 
@@ -194,33 +217,36 @@ def _forget_model(
     connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
 ) -> int:
     """Forget what is old. `contract` is None for a model that is watched no more."""
+    labels_ms = keep.labels_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
         if judged_ms is None or unjoined(connection, model):
             return 0
         newest_ms = min(newest_ms, judged_ms)
-    removed = 0
-    for table, column, age_ms in (
-        (performance, performance.c.pane_start_ms, keep.labels_ms),
-        (row_samples, row_samples.c.sample_start_ms, keep.samples_ms),
-    ):
-        removed += _forget_until(connection, table, column, model, newest_ms - age_ms)
-    return removed + expire_runs(connection, model, newest_ms - keep.labels_ms)
+        horizon_ms = contract.labels.horizon_ms or 0
+        # A label makes a new revision of its window, and that needs the window's counts.
+        labels_ms = max(labels_ms, horizon_ms + 2 * contract.windows.length_ms)
+    removed = _forget_samples(connection, model, newest_ms - keep.samples_ms)
+    # Only the joiner knows what has joined, so it lets go of labels and their performance.
+    before_ms = newest_ms - labels_ms
+    ask_expiry(connection, model, start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS)))
+    return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
 
 
-def _forget_until(
-    connection: Connection, table: Table, column: Any, model: str, before_ms: int
-) -> int:
-    """Delete a model's oldest rows before a time, up to the time that ROWS_PER_TICK of them reach."""
+def _forget_samples(connection: Connection, model: str, before_ms: int) -> int:
+    """Delete a model's oldest samples before a time, up to the time that ROWS_PER_TICK of them reach."""
+    column = row_samples.c.sample_start_ms
     times = connection.scalars(
         select(column)
-        .where(table.c.model == model, column < before_ms)
+        .where(row_samples.c.model == model, column < before_ms)
         .order_by(column)
         .limit(ROWS_PER_TICK)
     ).all()
     if not times:
         return 0
-    done = connection.execute(delete(table).where(table.c.model == model, column <= times[-1]))
+    done = connection.execute(
+        delete(row_samples).where(row_samples.c.model == model, column <= times[-1])
+    )
     return int(done.rowcount)
 
 

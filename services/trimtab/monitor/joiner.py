@@ -1,7 +1,8 @@
 """The joiner: one fenced owner per (model, shard) merges label runs in sequence and writes deltas.
 
-Its index is memory only; whoever takes a shard over rebuilds it from the runs up to the stored
-positions, and goes on from there.
+Its index lives in memory. Checkpoints keep it in SQL: now and then, and whenever retention asks to let
+something go. Whoever takes a shard over rebuilds the index from the kept runs and the few runs beyond
+them, and goes on from there.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 from msgspec import Struct
 
 from trimtab.errors import ConflictError
-from trimtab.monitor.joining import Joining
+from trimtab.monitor.joining import Joining, compact
 from trimtab.store.engine import Store
+from trimtab.store.kept import Checkpoint, commit_checkpoint, kept_heads, kept_run, next_expiry
 from trimtab.store.labels import (
     JoinerClaim,
     StoredRun,
@@ -20,9 +22,9 @@ from trimtab.store.labels import (
     commit_merge,
     newest_run,
     release_joiner,
-    rows_in_runs,
     runs_after,
-    runs_up_to,
+    runs_between,
+    shards_to_expire,
     shards_with_runs,
 )
 
@@ -33,14 +35,19 @@ BATCH_ROWS = 100_000
 LOOK_BACK_RUNS = 500
 """Transactions of several partitions commit out of the order of their ids; later ones look back."""
 LOOK_AT_ALL_MS = 60_000
-KEPT_ENTRIES = 100_000
-"""An index this small (5 MB) is not worth a rebuild."""
+CHECKPOINT_ROWS = 500_000
+CHECKPOINT_RUNS = 1_000
+"""A checkpoint is made after so many rows or runs: more a rebuild need not read."""
+KEPT_RUN_ROWS = 500_000
+"""A kept run grows no further (5 to 15 MB), so a checkpoint rewrites no more than that."""
 _REBUILD_ROWS = 500_000
 
 
 class _Owned(Struct):
     claim: JoinerClaim
     index: Joining
+    runs: int = 0
+    """Merged since the last checkpoint."""
 
 
 class Joiner:
@@ -74,27 +81,16 @@ class Joiner:
     def _candidates(self, now_ms: int) -> list[tuple[str, int]]:
         """Return the shards that may have runs to merge: with new ones, or with more than one batch."""
         look_at_all = now_ms - self._looked_at_all_ms >= LOOK_AT_ALL_MS
-        after_id = 0 if look_at_all else self._seen_id - LOOK_BACK_RUNS
         with self._store.read() as connection:
             newest = newest_run(connection)
+            # SQLite gives ids of deleted runs away again.
+            after_id = 0 if look_at_all else min(self._seen_id, newest) - LOOK_BACK_RUNS
             found = set(shards_with_runs(connection, after_id)) | self._behind
+            found |= set(shards_to_expire(connection))
         self._seen_id, self._behind = newest, set()
         if look_at_all:
             self._looked_at_all_ms = now_ms
-            self._let_go()
         return sorted(found)
-
-    def _let_go(self) -> None:
-        """Drop an index that is mostly of runs past retention: the next merge rebuilds it from the rest."""
-        for (model, shard), owned in list(self._owned.items()):
-            held = len(owned.index)
-            if held <= KEPT_ENTRIES:
-                continue
-            with self._store.read() as connection:
-                stored = rows_in_runs(connection, model, shard)
-            if held > 2 * stored:
-                log.info("The join index of %s shard %d held %d entries.", model, shard, held)
-                del self._owned[model, shard]
 
     def stop(self) -> None:
         """Give every shard back, so that the next owner need not wait."""
@@ -107,16 +103,51 @@ class Joiner:
         if owned is None:
             return 0
         with self._store.read() as connection:
+            expire_to_ms = next_expiry(connection, owned.claim)
             runs = runs_after(
                 connection, model, shard, owned.claim.positions, limit_rows=self._batch_rows
             )
-        if not runs:
-            return 0
-        merge = owned.index.merge(runs)
-        owned.claim = commit_merge(
-            self._store, owned.claim, _positions(runs), merge.deltas, merge.classes, now_ms
+        rows = 0
+        if runs:
+            merge = owned.index.merge(runs)
+            owned.claim = commit_merge(
+                self._store, owned.claim, _positions(runs), merge.deltas, merge.classes, now_ms
+            )
+            owned.runs += len(runs)
+            rows = merge.rows
+        many = owned.runs >= CHECKPOINT_RUNS or owned.index.touched_rows >= CHECKPOINT_ROWS
+        if many or expire_to_ms is not None:
+            self._checkpoint(owned, expire_to_ms, now_ms)
+        return rows
+
+    def _checkpoint(self, owned: _Owned, expire_to_ms: int | None, now_ms: int) -> None:
+        """Keep what has changed, let go of what has expired, and merge small kept runs into one."""
+        claim = owned.claim
+        expired_to_ms = claim.expired_to_ms if expire_to_ms is None else expire_to_ms
+        run, replaces = owned.index.keep(now_ms), []
+        with self._store.read() as connection:
+            heads = kept_heads(connection, claim.model, claim.shard)
+            while heads:
+                rows, last = run.rows, heads[-1]
+                if last.rows > 2 * rows or last.rows + rows > KEPT_RUN_ROWS:
+                    break
+                heads.pop()
+                replaces.append(last.number)
+                older = kept_run(connection, claim.model, claim.shard, last.number)
+                run = compact(older, run, None if heads else expired_to_ms)
+        owned.claim = commit_checkpoint(
+            self._store,
+            claim,
+            Checkpoint(
+                positions=claim.positions,
+                expired_to_ms=expired_to_ms,
+                classes=owned.index.expire(expired_to_ms),
+                run=run if run.rows else None,
+                replaces=tuple(replaces),
+            ),
+            now_ms,
         )
-        return merge.rows
+        owned.runs = 0
 
     def _own(self, model: str, shard: int, now_ms: int) -> _Owned | None:
         key = (model, shard)
@@ -128,24 +159,31 @@ class Joiner:
             self._owned.pop(key, None)
             return None
         if owned is None or owned.claim.epoch != claim.epoch:
-            owned = _Owned(claim, self._rebuild(claim))
+            owned = self._rebuild(claim)
             self._owned[key] = owned
         owned.claim = claim
         return owned
 
-    def _rebuild(self, claim: JoinerClaim) -> Joining:
-        index = Joining()
+    def _rebuild(self, claim: JoinerClaim) -> _Owned:
+        index, runs = Joining(), 0
         with self._store.read() as connection:
+            for head in kept_heads(connection, claim.model, claim.shard):
+                index.load(kept_run(connection, claim.model, claim.shard, head.number))
+            index.expire(claim.expired_to_ms)
             pending: list[StoredRun] = []
             rows = 0
-            for stored in runs_up_to(connection, claim.model, claim.shard, claim.positions):
+            beyond = runs_between(
+                connection, claim.model, claim.shard, claim.kept_positions, claim.positions
+            )
+            for stored in beyond:
+                runs += 1
                 pending.append(stored)
                 rows += stored.run.hashes.size
                 if rows >= _REBUILD_ROWS:
                     index.merge(pending)
                     pending, rows = [], 0
             index.merge(pending)
-        return index
+        return _Owned(claim, index, runs)
 
 
 def _positions(runs: list[StoredRun]) -> dict[int, int]:

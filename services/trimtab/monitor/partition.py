@@ -33,11 +33,19 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes
 from trimtab.store.baselines import cuts_from_rows
 from trimtab.store.engine import Store
-from trimtab.store.labels import NO_VALUE, LabelRun, PredictionRun, predictions_since, write_run
+from trimtab.store.labels import (
+    DUPLICATES_SHARD,
+    NO_VALUE,
+    LabelRun,
+    PredictionRun,
+    predictions_since,
+    write_run,
+)
 from trimtab.store.ledger import Advance, Claim, ClassKey
 from trimtab.store.models import active_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
 from trimtab.windows.ids import HashSet
+from trimtab.windows.label_sample import in_sample
 from trimtab.windows.lateness import NEVER_MS, classify, sealed_to
 from trimtab.windows.panes import split_by, start_of
 
@@ -405,7 +413,7 @@ class OwnedPartition:
             tuple(grouping.groups),
             classes,
         )
-        for shard, index in _shards(rows.hashes, self.shards):
+        for shard, index in self._places(view, rows.hashes):
             part = PredictionRun(
                 run.hashes[index],
                 run.panes_ms[index],
@@ -416,13 +424,26 @@ class OwnedPartition:
             )
             flush.runs.append((view.model, shard, part))
 
+    def _places(self, view: ModelView, hashes: Any) -> list[tuple[int, Any]]:
+        """Return (shard, indices) of the ids, those that the contract's sample leaves out apart."""
+        inside = in_sample(hashes, view.contract.labels.sample_share)
+        if inside.all():
+            return _shards(hashes, self.shards)
+        chosen = np.flatnonzero(inside)
+        found = [(shard, chosen[at]) for shard, at in _shards(hashes[chosen], self.shards)]
+        return [(DUPLICATES_SHARD, np.flatnonzero(~inside)), *found]
+
     def _labels(self, flush: Flush, view: ModelView, labels: LabelColumns) -> None:
         if labels.classes is not None:
             coded, classes = _coded(labels.classes.tolist(), regression=False)
         else:
             coded, classes = labels.numbers, ()
-        flush.classes[ClassKey("label", view.model, "queued")] += labels.hashes.size
-        for shard, index in _shards(labels.hashes, self.shards):
+        for shard, index in self._places(view, labels.hashes):
+            left_out = shard == DUPLICATES_SHARD
+            cls = "unsampled" if left_out else "queued"
+            flush.classes[ClassKey("label", view.model, cls)] += labels.hashes[index].size
+            if left_out:
+                continue
             part = LabelRun(
                 labels.hashes[index],
                 labels.times_ms[index],

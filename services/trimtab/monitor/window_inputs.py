@@ -14,7 +14,7 @@ import trimtab
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline, merge_states
 from trimtab.detect.figures import Figures, Labelled, comparisons
-from trimtab.detect.rules import PriorWindow, flag_of, longest_memory, rules_of
+from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_memory, rules_of
 from trimtab.detect.verdict import WindowInputs
 from trimtab.events.types import Traffic
 from trimtab.records import Kind, Outcome
@@ -148,7 +148,7 @@ class ModelReader:
         resources = ResourceState()
         for state in window_resources(connection, model, start_ms, end_ms).values():
             resources = resources.merge(state)
-        labelled = performance[judged].labelled_rows if judged in performance else 0
+        labelled = performance.get(judged or "")
         return WindowInputs(
             contract=contract,
             contract_revision=revision,
@@ -285,15 +285,25 @@ def remembered(head: Head, key: BaselineKey | None, judged: str | None) -> Prior
 
 
 def _labels_due(
-    contract: Contract, end_ms: int, watermark_ms: int | None, labelled_rows: int
+    contract: Contract, end_ms: int, watermark_ms: int | None, labelled: Labelled | None
 ) -> bool:
-    horizon_ms = contract.labels.horizon_ms
-    if horizon_ms is None or watermark_ms is None or watermark_ms < end_ms + horizon_ms:
+    after_ms = contract.labels.judge_after_ms
+    if after_ms is None or watermark_ms is None or watermark_ms < end_ms + after_ms:
         return False
-    return labelled_rows < labels_wanted(contract)
+    if labelled is None:
+        return not has_labels_wanted(contract, 0, 0)
+    return not has_labels_wanted(contract, labelled.labelled_rows, labelled.predicted_rows)
 
 
-def labels_wanted(contract: Contract) -> int:
+def has_labels_wanted(contract: Contract, labelled_rows: int, predicted_rows: int) -> bool:
+    """Whether a window has the labels that every rule on performance wants: that they are due changes nothing."""
+    wanted = _labels_wanted(contract)
+    if wanted == 0:
+        return True
+    return labelled_rows >= wanted and enough_labelled(contract, labelled_rows, predicted_rows)
+
+
+def _labels_wanted(contract: Contract) -> int:
     """Return how many labelled rows of a window satisfy every rule on performance; 0 without one."""
     return max(
         (

@@ -22,6 +22,8 @@ from trimtab.store.tables import alerts, deliveries, outbox, silences
 
 KAFKA = "kafka"
 OUTCOMES = "outcomes"
+TRIMTAB = "trimtab"
+"""Subject of events that are about no model."""
 
 
 # --- outbox ---------------------------------------------------------------------------------------
@@ -269,6 +271,11 @@ def resolve(store: Store, alert_id: str, by: str, note: str, now_ms: int) -> Ale
         )
 
 
+def key_of(alert: Alert) -> str:
+    """Return the key and subject of an alert's event: its model, or trimtab itself."""
+    return alert.model or TRIMTAB
+
+
 def alert_event_body(alert: Alert, change: str, *, silenced: bool) -> dict[str, Any]:
     """Return the data of an alert's outcome event."""
     return {
@@ -284,7 +291,7 @@ def _change(connection: Connection, alert: Alert, change: str, now_ms: int) -> A
         connection,
         f"alert:{alert.id}:{change}",
         OUTCOMES,
-        alert.model,
+        key_of(alert),
         ALERT_TYPE,
         alert_event_body(alert, change, silenced=False),
         now_ms,

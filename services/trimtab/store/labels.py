@@ -2,10 +2,10 @@
 
 Flushes only append immutable runs: predictions and labels in columns, numbered by the flush of their
 partition. A joiner owns a (model, shard) under an epoch, merges new runs in sequence and writes signed
-deltas of performance with its positions in one transaction. Times are milliseconds since the epoch.
+deltas of performance with its positions in one transaction. What it has merged it keeps in kept runs
+(`kept.py`) and lets the runs go. Times are milliseconds since the epoch.
 """
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +15,35 @@ import numpy.typing as npt
 from msgspec import Struct
 from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
+from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
-from trimtab.store.tables import joiners, label_classes, label_runs, partitions, performance
+from trimtab.store.run_codec import pack, unpack
+from trimtab.store.tables import (
+    contracts,
+    joiners,
+    kept_runs,
+    label_classes,
+    label_runs,
+    partitions,
+    performance,
+    watermarks,
+)
 from trimtab.windows.ids import Hashes
 
 Ints = npt.NDArray[np.int64]
 
 NO_VALUE = -1
 """Class code of a prediction that names no class."""
+PREDICTION, LABEL = "prediction", "label"
+"""Kinds of runs."""
+DUPLICATES_SHARD = -1
+"""Of predictions that the sample leaves out: they are kept for finding duplicates, and no joiner reads them."""
+PANES_PER_QUERY = 500
+BEGINNING_MS = -(2**62)
+"""Before every event time."""
 
 
 class Group(Struct, frozen=True, array_like=True):
@@ -71,44 +89,111 @@ class StoredRun(Struct, frozen=True):
     run: PredictionRun | LabelRun
 
 
+PREDICTION_RECORD = np.dtype(
+    [("pane", "<i8"), ("partition", "<i4"), ("group", "<i4"), ("code", "<i4"), ("number", "<f8")]
+)
+LABEL_RECORD = np.dtype(
+    [
+        *(("time", "<i8"), ("revision", "<i8"), ("partition", "<i4")),
+        *(("code", "<i4"), ("number", "<f8"), ("retracted", "?")),
+    ]
+)
+"""What the joiner's index keeps of an id; `code` and `group` are places in lists beside it."""
+Records = npt.NDArray[Any]
+
+
+class KeptRun(Struct):
+    """Current entries of ids as the joiner's index had them; hashes ascending, each once.
+
+    An entry is all that is known of an id: its prediction, its label or both. A later kept run's
+    entry of an id replaces an earlier one's.
+    """
+
+    prediction_hashes: Hashes
+    predictions: Records
+    label_hashes: Hashes
+    labels: Records
+    groups: tuple[Group, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def hashes(self) -> Hashes:
+        """The ids of the entries."""
+        alone = self.label_hashes[self._alone()]
+        return np.sort(np.concatenate((self.prediction_hashes, alone)))
+
+    @property
+    def rows(self) -> int:
+        """How many entries there are."""
+        return self.prediction_hashes.size + int(self._alone().sum())
+
+    @property
+    def until_ms(self) -> int:
+        """The newest time that any entry is kept by: its prediction's pane, else its label's time."""
+        times = np.concatenate((self.predictions["pane"], self.labels["time"][self._alone()]))
+        return int(times.max()) if times.size else BEGINNING_MS
+
+    def _alone(self) -> npt.NDArray[np.bool_]:
+        """Which labels have no prediction."""
+        keys = self.prediction_hashes
+        if keys.size == 0:
+            return np.ones(self.label_hashes.size, np.bool_)
+        place = np.minimum(keys.searchsorted(self.label_hashes), keys.size - 1)
+        alone: npt.NDArray[np.bool_] = keys[place] != self.label_hashes
+        return alone
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 
 def encode_run(run: PredictionRun | LabelRun) -> bytes:
-    """Encode a run: hashes plain (they do not compress), the rest with zlib."""
-    columns: dict[str, list[Any]] = {}
+    """Encode a run; see `run_codec`."""
+    columns: dict[str, npt.NDArray[Any]] = {}
     extra: dict[str, Any] = {}
     for name in run.__struct_fields__:
         value = getattr(run, name)
-        if name == "hashes":
-            continue
         if isinstance(value, np.ndarray):
-            columns[name] = [value.dtype.str, value.tobytes()]
+            columns[name] = value
         else:
             extra[name] = value
-    rest = zlib.compress(msgspec.msgpack.encode([columns, extra]), level=1)
-    return msgspec.msgpack.encode([1, np.ascontiguousarray(run.hashes, "<u8").tobytes(), rest])
+    return pack(columns, extra)
 
 
 def decode_run(kind: str, body: bytes) -> PredictionRun | LabelRun:
     """Decode `encode_run`."""
-    _, hashes, rest = msgspec.msgpack.decode(body)
-    columns, extra = msgspec.msgpack.decode(zlib.decompress(rest))
-    arrays: dict[str, Any] = {
-        name: np.frombuffer(data, dtype=dtype) for name, (dtype, data) in columns.items()
-    }
-    arrays["hashes"] = np.frombuffer(hashes, dtype="<u8")
-    arrays["classes"] = tuple(extra["classes"])
-    if kind == "label":
+    columns, extra = unpack(body)
+    arrays: dict[str, Any] = {**columns, "classes": tuple(extra["classes"])}
+    if kind == LABEL:
         return LabelRun(**arrays)
     return PredictionRun(**arrays, groups=msgspec.convert(extra["groups"], tuple[Group, ...]))
 
 
-def run_hashes(body: bytes) -> tuple[Hashes, Ints]:
-    """Return (hashes, pane starts) of a prediction run."""
-    run = decode_run("prediction", body)
-    assert isinstance(run, PredictionRun)
-    return run.hashes, run.panes_ms
+def encode_kept(run: KeptRun) -> bytes:
+    """Encode a kept run."""
+    columns = {"p.hashes": run.prediction_hashes, "l.hashes": run.label_hashes}
+    columns |= {f"p.{name}": run.predictions[name] for name in PREDICTION_RECORD.names or ()}
+    columns |= {f"l.{name}": run.labels[name] for name in LABEL_RECORD.names or ()}
+    return pack(columns, {"groups": run.groups, "classes": run.classes})
+
+
+def decode_kept(body: bytes) -> KeptRun:
+    """Decode `encode_kept`."""
+    columns, extra = unpack(body)
+
+    def records(prefix: str, dtype: np.dtype[Any]) -> Records:
+        made = np.zeros(columns[f"{prefix}.hashes"].size, dtype)
+        for name in dtype.names or ():
+            made[name] = columns[f"{prefix}.{name}"]
+        return made
+
+    return KeptRun(
+        columns["p.hashes"],
+        records("p", PREDICTION_RECORD),
+        columns["l.hashes"],
+        records("l", LABEL_RECORD),
+        msgspec.convert(extra["groups"], tuple[Group, ...]),
+        tuple(extra["classes"]),
+    )
 
 
 def write_run(
@@ -126,7 +211,7 @@ def write_run(
     times = run.times_ms if isinstance(run, LabelRun) else run.panes_ms
     connection.execute(
         insert(label_runs).values(
-            kind="label" if is_label else "prediction",
+            kind=LABEL if is_label else PREDICTION,
             model=model,
             shard=shard,
             partition_id=partition_id,
@@ -143,19 +228,39 @@ def write_run(
 def predictions_since(
     connection: Connection, partition_id: int, model: str, pane_ms: int
 ) -> Iterable[tuple[Hashes, Ints]]:
-    """Yield (hashes, pane starts) of a partition's predictions in panes that start at `pane_ms` or later."""
+    """Yield (hashes, pane starts) of a partition's predictions in panes that start at `pane_ms` or later.
+
+    A pair may come twice. Of panes whose runs have been let go (sealed ones, see `kept.py`) only an
+    id's current prediction is known.
+    """
     bodies = connection.scalars(
         select(label_runs.c.body).where(
             label_runs.c.partition_id == partition_id,
             label_runs.c.model == model,
-            label_runs.c.kind == "prediction",
+            label_runs.c.kind == PREDICTION,
             label_runs.c.max_pane_ms >= pane_ms,
         )
     )
     for body in bodies:
-        hashes, starts = run_hashes(body)
-        late = starts >= pane_ms
-        yield hashes[late], starts[late]
+        run = decode_run(PREDICTION, body)
+        assert isinstance(run, PredictionRun)
+        late = run.panes_ms >= pane_ms
+        yield run.hashes[late], run.panes_ms[late]
+    for joiner in connection.execute(select(joiners).where(joiners.c.model == model)).all():
+        if read_positions(joiner.let_go).get(partition_id, BEGINNING_MS) < pane_ms:
+            continue
+        for body in connection.scalars(
+            select(kept_runs.c.body).where(
+                kept_runs.c.model == model,
+                kept_runs.c.shard == joiner.shard,
+                kept_runs.c.until_ms >= pane_ms,
+            )
+        ):
+            kept = decode_kept(body)
+            mine = (kept.predictions["partition"] == partition_id) & (
+                kept.predictions["pane"] >= pane_ms
+            )
+            yield kept.prediction_hashes[mine], kept.predictions["pane"][mine]
 
 
 def runs_after(
@@ -204,44 +309,70 @@ def runs_after(
     return runs
 
 
-def runs_up_to(
-    connection: Connection, model: str, shard: int, positions: Mapping[int, int]
+def runs_between(
+    connection: Connection,
+    model: str,
+    shard: int,
+    after: Mapping[int, int],
+    up_to: Mapping[int, int],
 ) -> Iterable[StoredRun]:
-    """Yield every run within `positions`: what a joiner that takes over rebuilds its index from."""
-    if not positions:
-        return
-    within = or_(
-        *(
-            and_(label_runs.c.partition_id == partition_id, label_runs.c.seq <= seq)
-            for partition_id, seq in positions.items()
-        )
+    """Yield every run beyond `after` and within `up_to` (partition id to seq), per partition in sequence."""
+    for partition_id, seq in sorted(up_to.items()):
+        for row in connection.execute(
+            select(label_runs)
+            .where(
+                label_runs.c.partition_id == partition_id,
+                label_runs.c.model == model,
+                label_runs.c.shard == shard,
+                label_runs.c.seq > after.get(partition_id, 0),
+                label_runs.c.seq <= seq,
+            )
+            .order_by(label_runs.c.seq)
+        ):
+            yield StoredRun(row.partition_id, row.seq, decode_run(row.kind, row.body))
+
+
+def longest_pane_ms(connection: Connection, model: str) -> int:
+    """Return a bound on the model's pane length under any revision: a pane divides its window."""
+    bodies = connection.scalars(select(contracts.c.body).where(contracts.c.model == model))
+    lengths = (msgspec.json.decode(body, type=Contract).windows.length_ms for body in bodies)
+    return max(lengths, default=0)
+
+
+def ask_expiry(connection: Connection, model: str, before_ms: int) -> None:
+    """Ask a model's joiners to let go of what is older than `before_ms`; they do it at their ticks."""
+    connection.execute(
+        update(joiners)
+        .where(joiners.c.model == model, joiners.c.expire_to_ms < before_ms)
+        .values(expire_to_ms=before_ms)
     )
-    for row in connection.execute(
-        select(label_runs)
-        .where(label_runs.c.model == model, label_runs.c.shard == shard, within)
-        .order_by(label_runs.c.partition_id, label_runs.c.seq)
-    ):
-        yield StoredRun(row.partition_id, row.seq, decode_run(row.kind, row.body))
 
 
-def expire_runs(connection: Connection, model: str, before_ms: int) -> int:
-    """Delete merged runs whose newest pane (or label) is before `before_ms`; return how many.
+def forget_left_out(connection: Connection, model: str, before_ms: int, limit: int) -> int:
+    """Delete runs of predictions that the sample left out, when their partition has sealed their panes.
 
-    Only runs that every shard's joiner has merged go, so no label is lost to retention unseen.
+    `before_ms` is an age beyond which they go in any case; return how many runs went.
     """
-    gone = 0
-    for joiner in connection.execute(select(joiners).where(joiners.c.model == model)).all():
-        for partition_id, seq in read_positions(joiner.positions).items():
-            gone += connection.execute(
-                delete(label_runs).where(
-                    label_runs.c.model == model,
-                    label_runs.c.shard == joiner.shard,
-                    label_runs.c.partition_id == partition_id,
-                    label_runs.c.seq <= seq,
-                    label_runs.c.max_pane_ms < before_ms,
-                )
-            ).rowcount
-    return gone
+    sealed = (
+        select(watermarks.c.sealed_ms)
+        .where(watermarks.c.model == model, watermarks.c.partition_id == label_runs.c.partition_id)
+        .scalar_subquery()
+    )
+    ids = connection.scalars(
+        select(label_runs.c.id)
+        .where(
+            label_runs.c.model == model,
+            label_runs.c.shard == DUPLICATES_SHARD,
+            or_(
+                label_runs.c.max_pane_ms < sealed - longest_pane_ms(connection, model),
+                label_runs.c.max_pane_ms < before_ms,
+            ),
+        )
+        .limit(limit)
+    ).all()
+    if ids:
+        connection.execute(delete(label_runs).where(label_runs.c.id.in_(ids)))
+    return len(ids)
 
 
 # --- joiners --------------------------------------------------------------------------------------
@@ -256,6 +387,12 @@ class JoinerClaim(Struct, frozen=True, kw_only=True):
     position: int
     positions: dict[int, int]
     expires_ms: int
+    kept_positions: dict[int, int]
+    """How far the kept runs go: a rebuild reads them, and the runs from there to `positions`."""
+    expired_to_ms: int
+    """What is older has been let go."""
+    let_go: dict[int, int]
+    """By partition id, the newest pane of the prediction runs that are deleted."""
 
 
 def newest_run(connection: Connection) -> int:
@@ -267,20 +404,21 @@ def shards_with_runs(connection: Connection, after_id: int) -> list[tuple[str, i
     """Return every (model, shard) with a run of a higher id than `after_id`."""
     found = connection.execute(
         select(label_runs.c.model, label_runs.c.shard)
-        .where(label_runs.c.id > after_id)
+        .where(label_runs.c.id > after_id, label_runs.c.shard != DUPLICATES_SHARD)
         .distinct()
         .order_by(label_runs.c.model, label_runs.c.shard)
     )
     return [(row.model, row.shard) for row in found]
 
 
-def rows_in_runs(connection: Connection, model: str, shard: int) -> int:
-    """Return the rows of all stored runs of a (model, shard)."""
-    total = select(func.coalesce(func.sum(label_runs.c.rows), 0))
-    return int(
-        connection.scalar(total.where(label_runs.c.model == model, label_runs.c.shard == shard))
-        or 0
+def shards_to_expire(connection: Connection) -> list[tuple[str, int]]:
+    """Return every (model, shard) whose joiner has been asked to let go of more than it has."""
+    found = connection.execute(
+        select(joiners.c.model, joiners.c.shard)
+        .where(joiners.c.expire_to_ms > joiners.c.expired_to_ms)
+        .order_by(joiners.c.model, joiners.c.shard)
     )
+    return [(row.model, row.shard) for row in found]
 
 
 def claim_joiner(
@@ -298,6 +436,10 @@ def claim_joiner(
                 expires_ms=0,
                 position=0,
                 positions="{}",
+                kept_positions="{}",
+                let_go="{}",
+                expire_to_ms=BEGINNING_MS,
+                expired_to_ms=BEGINNING_MS,
                 updated_ms=now_ms,
             )
             .on_conflict_do_nothing()
@@ -319,6 +461,9 @@ def claim_joiner(
         position=row.position,
         positions=read_positions(row.positions),
         expires_ms=now_ms + hold_ms,
+        kept_positions=read_positions(row.kept_positions),
+        expired_to_ms=row.expired_to_ms,
+        let_go=read_positions(row.let_go),
     )
 
 
@@ -337,8 +482,13 @@ def release_joiner(store: Store, claim: JoinerClaim) -> None:
 
 
 def read_positions(text: str) -> dict[int, int]:
-    """Read a position vector: partition id to the flush merged."""
+    """Read a vector by partition id, such as the flushes merged."""
     return msgspec.json.decode(text, type=dict[int, int])
+
+
+def write_positions(vector: Mapping[int, int]) -> str:
+    """Write what `read_positions` reads."""
+    return msgspec.json.encode(dict(sorted(vector.items()))).decode()
 
 
 class PerformanceKey(Struct, frozen=True, order=True):
@@ -372,88 +522,108 @@ def commit_merge(
     Raises ConflictError when another joiner has taken over; nothing is written then.
     """
     vector = dict(claim.positions) | dict(positions)
-    position = claim.position + 1
     with store.write() as connection:
-        done = connection.execute(
-            update(joiners)
-            .where(
-                joiners.c.model == claim.model,
-                joiners.c.shard == claim.shard,
-                joiners.c.epoch == claim.epoch,
-                joiners.c.position == claim.position,
-            )
-            .values(
-                position=position,
-                positions=msgspec.json.encode(dict(sorted(vector.items()))).decode(),
-                updated_ms=now_ms,
-            )
+        after = move_joiner(
+            connection, claim, {"positions": write_positions(vector), "updated_ms": now_ms}
         )
-        if done.rowcount != 1:
-            raise ConflictError(
-                f"Another joiner owns {claim.model!r} shard {claim.shard}; its merge counts."
-            )
-        for key, delta in sorted(deltas.items()):
-            _add_performance(connection, claim, key, delta, position)
-        for (partition_id, cls), count in sorted(classes.items()):
-            _add_label_class(connection, claim, partition_id, cls, count)
-    return msgspec.structs.replace(claim, position=position, positions=vector)
+        _add_performance(connection, claim, deltas, after.position)
+        add_label_classes(connection, claim, classes)
+    return msgspec.structs.replace(after, positions=vector)
+
+
+def move_joiner(
+    connection: Connection, claim: JoinerClaim, values: Mapping[str, object]
+) -> JoinerClaim:
+    """Take the next position and set columns, inside the caller's transaction: its fence.
+
+    Raises ConflictError when another joiner has taken over.
+    """
+    done = connection.execute(
+        update(joiners)
+        .where(
+            joiners.c.model == claim.model,
+            joiners.c.shard == claim.shard,
+            joiners.c.epoch == claim.epoch,
+            joiners.c.position == claim.position,
+        )
+        .values(position=claim.position + 1, **values)
+    )
+    if done.rowcount != 1:
+        raise ConflictError(
+            f"Another joiner owns {claim.model!r} shard {claim.shard}; its merge counts."
+        )
+    return msgspec.structs.replace(claim, position=claim.position + 1)
 
 
 def _add_performance(
     connection: Connection,
     claim: JoinerClaim,
-    key: PerformanceKey,
-    delta: PerformanceDelta,
+    deltas: Mapping[PerformanceKey, PerformanceDelta],
     position: int,
 ) -> None:
-    place = {
-        "model": claim.model,
-        "shard": claim.shard,
-        **msgspec.structs.asdict(key),
-    }
-    row = connection.execute(
-        select(performance).where(*(performance.c[name] == v for name, v in place.items()))
-    ).one_or_none()
-    state, labelled, predicted = delta.state, delta.labelled_rows, delta.predicted_rows
-    if row is not None:
-        state = PerformanceState.from_bytes(row.state).merge(state)
-        labelled += row.labelled_rows
-        predicted += row.predicted_rows
-    statement = insert_for(connection, performance).values(
-        **place,
-        labelled_rows=labelled,
-        predicted_rows=predicted,
-        state=state.to_bytes(),
-        position=position,
-    )
+    columns = performance.c
+    mine = and_(columns.model == claim.model, columns.shard == claim.shard)
+    stored: dict[PerformanceKey, Any] = {}
+    panes_ms = sorted({key.pane_start_ms for key in deltas})
+    for start in range(0, len(panes_ms), PANES_PER_QUERY):
+        some = panes_ms[start : start + PANES_PER_QUERY]
+        for row in connection.execute(
+            select(performance).where(mine, columns.pane_start_ms.in_(some))
+        ):
+            place = {name: getattr(row, name) for name in PerformanceKey.__struct_fields__}
+            stored[PerformanceKey(**place)] = row
+    rows = []
+    for key, delta in sorted(deltas.items()):
+        before = stored.get(key)
+        state = delta.state
+        if before is not None:
+            state = PerformanceState.from_bytes(before.state).merge(state)
+        rows.append(
+            {
+                "model": claim.model,
+                "shard": claim.shard,
+                **msgspec.structs.asdict(key),
+                "labelled_rows": delta.labelled_rows + (before.labelled_rows if before else 0),
+                "predicted_rows": delta.predicted_rows + (before.predicted_rows if before else 0),
+                "state": state.to_bytes(),
+                "position": position,
+            }
+        )
+    if not rows:
+        return
+    statement = insert_for(connection, performance)
     changed = ("labelled_rows", "predicted_rows", "state", "position")
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=list(place), set_={name: statement.excluded[name] for name in changed}
-        )
+            index_elements=["model", "shard", *PerformanceKey.__struct_fields__],
+            set_={name: statement.excluded[name] for name in changed},
+        ),
+        rows,
     )
 
 
-def _add_label_class(
-    connection: Connection, claim: JoinerClaim, partition_id: int, cls: str, count: int
+def add_label_classes(
+    connection: Connection, claim: JoinerClaim, classes: Mapping[tuple[int, str], int]
 ) -> None:
-    if not count:
-        return
-    statement = insert_for(connection, label_classes).values(
-        {
-            "partition_id": partition_id,
-            "model": claim.model,
-            "shard": claim.shard,
-            "class": cls,
-            "count": count,
-        }
-    )
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["partition_id", "model", "shard", "class"],
-            set_={"count": label_classes.c.count + count},
+    """Add signed counts to the label classes, by (partition id, class)."""
+    for (partition_id, cls), count in sorted(classes.items()):
+        if not count:
+            continue
+        statement = insert_for(connection, label_classes).values(
+            {
+                "partition_id": partition_id,
+                "model": claim.model,
+                "shard": claim.shard,
+                "class": cls,
+                "count": count,
+            }
         )
-    )
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["partition_id", "model", "shard", "class"],
+                set_={"count": label_classes.c.count + count},
+            )
+        )
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 
 from trimtab.contracts.model import Contract
 from trimtab.store.engine import Store
-from trimtab.store.labels import read_positions
+from trimtab.store.labels import DUPLICATES_SHARD, read_positions
 from trimtab.store.ledger import read_ledger
 from trimtab.store.panes import watermark
 from trimtab.store.tables import contracts, joiners, label_runs, models
@@ -54,7 +54,7 @@ def unjoined(connection: Connection, model: str) -> int:
     runs = label_runs.c
     newest = connection.execute(
         select(runs.shard, runs.partition_id, func.max(runs.seq))
-        .where(runs.model == model)
+        .where(runs.model == model, runs.shard != DUPLICATES_SHARD)
         .group_by(runs.shard, runs.partition_id)
     ).all()
     total = 0

@@ -284,7 +284,7 @@ row_samples = Table(  # bottom-k by hash of the id, for reports
 
 # --- labels ---------------------------------------------------------------------------------------
 
-label_runs = Table(  # append-only: predictions and labels in the order of their flushes
+label_runs = Table(  # append-only: predictions and labels in the order of their flushes, until kept
     "label_runs",
     metadata,
     Column("id", AutoId, primary_key=True, autoincrement=True),
@@ -312,7 +312,24 @@ joiners = Table(
     Column("expires_ms", Ms, nullable=False),
     Column("position", BigInteger, nullable=False),  # changes with every committed merge
     Column("positions", Text, nullable=False),  # JSON: partition id -> seq merged
+    Column("kept_positions", Text, nullable=False),  # JSON: partition id -> seq in kept runs
+    Column(
+        "let_go", Text, nullable=False
+    ),  # JSON: partition id -> newest deleted prediction's pane
+    Column("expire_to_ms", Ms, nullable=False),  # retention asks to forget what is older
+    Column("expired_to_ms", Ms, nullable=False),  # what is older is forgotten
     Column("updated_ms", Ms, nullable=False),
+)
+
+kept_runs = Table(  # the joiner's index as of its checkpoints; of an id the highest number counts
+    "kept_runs",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("number", BigInteger, primary_key=True),  # the joiner's position that wrote it
+    Column("rows", BigInteger, nullable=False),
+    Column("until_ms", Ms, nullable=False),  # an entry of it may live until this expires
+    Column("body", LargeBinary, nullable=False),
 )
 
 label_classes = Table(  # the label ledger's classes that only the joiner knows
@@ -321,7 +338,7 @@ label_classes = Table(  # the label ledger's classes that only the joiner knows
     Column("partition_id", ForeignKey("partitions.id"), primary_key=True),
     Column("model", String(200), primary_key=True),
     Column("shard", Integer, primary_key=True),
-    Column("class", String(20), primary_key=True),  # joined | waiting | superseded | duplicate …
+    Column("class", String(20), primary_key=True),  # joined | superseded | duplicate | expired
     Column("count", BigInteger, nullable=False),
 )
 

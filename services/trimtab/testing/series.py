@@ -16,6 +16,7 @@ from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
+from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import (
     PaneKey,
@@ -92,6 +93,8 @@ class SeriesWriter:
             row = PaneRow(key, pane_ms, state, sealed=False, first_offset=0, next_offset=count)
             self._written[partition, key] = row
             write_panes(connection, partition_id, seq, [row])
+            counted = ClassKey("row", self.contract.name, "counted")
+            add_classes(connection, partition_id, {counted: count})
             self._watermark(connection, partition_id, newest)
 
     def passed(self, time_ms: int, partition: int = 0) -> None:

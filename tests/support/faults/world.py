@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from faults.recount import Log, Record, differences, recount
-from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from faults.recount import Log, Record, differences, recount
+from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.ledger import ledger

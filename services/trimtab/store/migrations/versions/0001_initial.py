@@ -153,8 +153,22 @@ def upgrade() -> None:
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("positions", sa.Text(), nullable=False),
+        sa.Column("kept_positions", sa.Text(), nullable=False),
+        sa.Column("let_go", sa.Text(), nullable=False),
+        sa.Column("expire_to_ms", sa.BigInteger(), nullable=False),
+        sa.Column("expired_to_ms", sa.BigInteger(), nullable=False),
         sa.Column("updated_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("model", "shard", name=op.f("pk_joiners")),
+    )
+    op.create_table(
+        "kept_runs",
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("shard", sa.Integer(), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("until_ms", sa.BigInteger(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "shard", "number", name=op.f("pk_kept_runs")),
     )
     op.create_table(
         "leases",
