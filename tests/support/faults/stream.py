@@ -50,7 +50,7 @@ REPLAY = Contract(
     features={"x": Feature(kind="number")},
     labels=Labels(arrive="within 1h", sources=("outcome",)),
     windows=Windows(
-        length="60s", pane="30s", lateness="5 min", out_of_order="60s", idle="1s", min_rows=5
+        length="5s", pane="5s", lateness="60s", out_of_order="10s", idle="1s", min_rows=2
     ),
     reference=Reference(rows=60, windows=4),
 )
@@ -231,7 +231,7 @@ class _Writer:
             "id": f"r{i}",
             "model": "replay",
             "version": "1",
-            "time": T_REPLAY + i * 1_000 - self.random.choice((0, 0, 0, 30_000, 200_000, 900_000)),
+            "time": T_REPLAY + i * 200 - self.random.choice((0, 0, 0, 6_000, 40_000, 180_000)),
             "features": {"x": self.random.uniform(-5, 5)},
             "prediction": self.random.gauss(10, 3),
         }
