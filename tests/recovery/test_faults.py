@@ -75,7 +75,12 @@ def broker_restarted(world):
 
 def database_restarted(world):
     """The database server is shut down at once, in the middle of everything, and comes back."""
-    world.allowed += ["The store is away", "worker_failed", "a worker failed", "terminating connection"]
+    world.allowed += [
+        "The store is away",
+        "worker_failed",
+        "a worker failed",
+        "terminating connection",
+    ]
     world.start()
     for _ in range(15 if world.long else 2):
         world.send(0.05 if world.long else 0.4)
@@ -96,7 +101,9 @@ def locked_out(world):
         world.wait_for_flushes()
         with world.store.engine.connect() as holder:
             if world.store.dialect == "sqlite":
-                holder.exec_driver_sql("ROLLBACK")  # the read transaction that every connection begins
+                holder.exec_driver_sql(
+                    "ROLLBACK"
+                )  # the read transaction that every connection begins
                 holder.exec_driver_sql("BEGIN EXCLUSIVE")
             else:
                 holder.exec_driver_sql("LOCK TABLE partitions IN ACCESS EXCLUSIVE MODE")
@@ -150,18 +157,20 @@ def records_deleted(world):
 
 
 def topic_created_again(world):
-    """A topic is deleted and created again under a running monitor, and while none runs."""
+    """A topic is deleted and created again: while a monitor sleeps, under it, and while none runs."""
     world.allowed += ["not found in cluster metadata"]
     running = world.start()
-    for part in range(4 if world.long else 2):
-        world.send(0.2)
+    world.send(0.25)
+    for share, how in ((0.27, "asleep"), (0.29, "under it"), (0.19, "stopped")):
         world.settle(world.read())
-        if part % 2:
+        if how == "asleep":
+            running.send(signal.SIGSTOP)
+        if how == "stopped":
             assert running.stop() == 0
         world.create_again("inference")
-        world.send(0.25)  # the new log is longer than the old one was: an old offset lies inside
-        if part % 2:
-            running = world.start()
+        world.send(share)  # the new log is longer than the old one: an old offset lies inside
+        if how == "asleep":
+            running.send(signal.SIGCONT)
         world.outcome.struck += 1
 
 
@@ -198,7 +207,7 @@ def codec_missing(world):
     world.send(0.3)
     world.codec = "lz4"
     world.send(0.3)
-    hidden = dict.fromkeys((f"kafka.codec:{name}" for name in ("lz4", "lz4f", "lz4framed")))
+    hidden = dict.fromkeys(f"kafka.codec:{name}" for name in ("lz4", "lz4f", "lz4framed"))
     refused = world.start_static()
     world.wait_for_flushes()
     assert refused.stop() == 0
