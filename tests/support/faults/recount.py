@@ -159,7 +159,9 @@ def _time(value):
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise Bad("wrong_type")
     if isinstance(value, str):
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", value):
+        if not re.fullmatch(
+            r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", value
+        ):
             raise Bad("bad_time")
         if not re.search(r"([Zz]|[+-]\d\d:\d\d)$", value):
             raise Bad("naive_time")
@@ -238,7 +240,7 @@ def rows_of(kind, body):
     rows = []
     for i in range(body["rows"]):
         row = {"model": body["model"], "version": body["version"], "time": body["time"]}
-        row["id"] = body["ids"][i] if body.get("ids") else f"{body['id']}-{i}"
+        row["id"] = body["ids"][i] if body.get("ids") else f"{body['id']}#{i}"
         row["features"] = {name: column[i] for name, column in body.get("features", {}).items()}
         for name in ("prediction", "latency_ms", "status"):
             if body.get(name):
@@ -287,7 +289,9 @@ class Feature:
     def __init__(self, cuts, low=None, high=None):
         self.cuts, self.low, self.high = cuts, low, high
         self.numeric = hasattr(cuts, "edges")
-        self.counts = [0] * (len(cuts.edges if self.numeric else cuts.categories) + self.numeric + 4)
+        self.counts = [0] * (
+            len(cuts.edges if self.numeric else cuts.categories) + self.numeric + 4
+        )
         self.sum_q = self.sum_q2 = self.below = self.above = self.clamped = 0
         self.least = self.greatest = None
 
@@ -443,9 +447,10 @@ def rules_broken(contract, cuts, row, score):
     elif row.get("prediction") is None:
         response.add("missing_prediction")
     classes = contract.prediction.classes
-    if classes and contract.task != "regression" and row.get("prediction") is not None:
-        if category(row["prediction"]) not in classes:
-            response.add("unknown_class")
+    said = row.get("prediction")
+    closed = bool(classes) and contract.task != "regression" and said is not None
+    if closed and category(said) not in classes:
+        response.add("unknown_class")
     names = [f"request:{n}" for n in request] + [f"response:{n}" for n in response]
     return names + ["request"] * bool(request) + ["response"] * bool(response)
 

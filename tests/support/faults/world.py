@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from sqlalchemy import func, select
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from faults.recount import Log, Record, differences, recount
@@ -74,12 +75,24 @@ def run_child(settings, log, knobs):
     logs.set_up("warning", "json")
     for place, value in knobs.items():
         module, _, name = place.partition(":")
-        setattr(sys.modules[module], name, value)
+        if name:
+            setattr(importlib.import_module(module), name, value)
+        else:
+            _fill_while(value)
     try:
         run_monitor(Settings.model_validate(settings), stop, lambda: None)
     except TrimtabError as error:
         print(json.dumps({"level": "error", "event": str(error)}), flush=True)
         sys.exit(1)
+
+
+def _fill_while(path):
+    """While `path` exists, a database of this process cannot grow: SQLITE_FULL, as on a full disk."""
+
+    @event.listens_for(Engine, "begin")
+    def limit(connection):
+        pages = 1 if Path(path).exists() else 2**30  # never less than there are
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
 
 class Monitor:
@@ -122,7 +135,9 @@ class Monitor:
                 found.append(line)  # a traceback, or words of a library
                 continue
             if entry.get("level") in ("error", "critical"):
-                found.append(" ".join(str(entry.get(k, "")) for k in ("logger", "event", "exception")))
+                found.append(
+                    " ".join(str(entry.get(k, "")) for k in ("logger", "event", "exception"))
+                )
         return found
 
 
@@ -146,12 +161,16 @@ class World:
         self.messages = stream(rows, seed)
         self.sent = 0
         self.monitors: list[Monitor] = []
+        self.kept: dict[tuple[str, int], dict[int, Record]] = defaultdict(dict)
+        """Every record seen in the topics as they are, whether or not they still hold it."""
         self.former: list[Log] = []
-        """Partitions that are no longer in the topic, as they were."""
-        self.allowed: list[str] = []
-        """Words of errors that this fault makes monitors log."""
+        """The same of topics that are gone."""
+        self.allowed: list[str] = ["Error sending OffsetCommitRequest"]
+        """Words of errors that this fault makes monitors log. A hint that is on its way when its
+        consumer leaves is one of kafka-python's errors, and none of ours."""
         self.knobs: dict[str, object] = {}
         self.codec: str | None = None
+        self.long = False
         self.began_s = time.monotonic()
 
     # --- topics and messages ----------------------------------------------------------------------
@@ -212,7 +231,7 @@ class World:
         self.sent = until
 
     def read(self, roles=("inference", "labels", "resources")):
-        """Return {(topic, partition): records} of the topics as they are, and where they end."""
+        """Read the topics as they are into `kept`; return where they end."""
         from kafka import KafkaConsumer, TopicPartition
 
         consumer = KafkaConsumer(
@@ -230,17 +249,42 @@ class World:
             consumer.assign(parts)
             consumer.seek_to_beginning()
             ends = consumer.end_offsets(parts)
-            found = defaultdict(list)
             deadline = time.monotonic() + DEADLINE_S
             while any(consumer.position(p) < ends[p] for p in parts):
                 assert time.monotonic() < deadline, "the topics could not be read to their ends"
                 for part, records in consumer.poll(500).items():
-                    found[tuple(part)] += [
-                        Record(r.offset, r.timestamp, tuple(r.headers), r.value) for r in records
-                    ]
+                    self.kept[tuple(part)] |= {
+                        r.offset: Record(r.offset, r.timestamp, tuple(r.headers), r.value)
+                        for r in records
+                    }
         finally:
             consumer.close()
-        return found, {tuple(part): end for part, end in ends.items()}
+        return {tuple(part): end for part, end in ends.items()}
+
+    def create_again(self, *roles):
+        """Delete topics and create them anew, under the same names."""
+        self.read()
+        pids = {(e.topic, e.partition): e.partition_id for e in self.entries()}
+        names = [self.topic[role] for role in roles]
+        for place in [p for p in self.kept if p[0] in names]:
+            records = [record for _, record in sorted(self.kept.pop(place).items())]
+            self.former.append(Log(pids[place], self.role[place[0]], records))
+        admin = self.admin()
+        try:
+            admin.delete_topics(names)
+        finally:
+            admin.close()
+        for role in roles:  # at once, before any reader has asked for metadata in between
+            wait_for(lambda role=role: self._creates(role), "the creation")
+
+    def _creates(self, role):
+        from kafka.errors import TopicAlreadyExistsError
+
+        try:
+            self._create(self.topic[role], self.partitions[role])
+        except TopicAlreadyExistsError:
+            return False
+        return True
 
     # --- monitors ---------------------------------------------------------------------------------
 
@@ -321,14 +365,16 @@ class World:
     def said(self):
         """The last words of the monitors."""
         return "\n".join(
-            f"--- {m.log.name}\n{m.log.read_text()[-2_000:]}" for m in self.monitors if m.log.exists()
+            f"--- {m.log.name}\n{m.log.read_text()[-2_000:]}"
+            for m in self.monitors
+            if m.log.exists()
         )
 
     def finish(self):
         """Send the rest, wait for the end, and check the four things."""
         if self.sent < len(self.messages):
             self.send()
-        found, ends = self.read()
+        ends = self.read()
         if not any(m.process.is_alive() for m in self.monitors):
             self.start_static()
         self.settle(ends)
@@ -340,7 +386,7 @@ class World:
         problems = [problem for e in entries for problem in e.balance()]
         self.outcome.ledger = "balances" if not problems else "DOES NOT BALANCE"
         assert problems == []
-        problems = differences(self.store, self.expected(found), MODELS)
+        problems = differences(self.store, self.expected(), MODELS)
         self.outcome.recount = "equal" if not problems else "DIFFERS"
         assert problems == [], "\n".join(text[:2_000] for text in problems[:6])
         unexpected = [
@@ -351,33 +397,22 @@ class World:
         ]
         assert unexpected == [], "\n".join(text[:2_000] for text in unexpected[:5])
 
-    def expected(self, found):
+    def expected(self):
         """Recount what is in the topics, and what was in those that are gone."""
         # A topic created again has a newer entry per partition.
         newest = {(e.topic, e.partition): e.partition_id for e in self.entries()}
-        logs = [
-            Log(newest[place], self.role[place[0]], records)
-            for place, records in sorted(found.items())
+        logs = self.former + [
+            Log(newest[place], self.role[place[0]], [record for _, record in sorted(kept.items())])
+            for place, kept in self.kept.items()
         ]
         with self.store.read() as connection:
             lost = connection.execute(
                 select(t.losses.c.partition_id, t.losses.c.from_offset, t.losses.c.to_offset)
             ).all()
-            activations = connection.execute(
-                select(t.contract_activations).order_by(t.contract_activations.c.revision)
-            ).all()
-            bodies = {
-                (row.model, row.revision): row.body
-                for row in connection.execute(select(t.contracts))
-            }
-        del activations, bodies
         contracts = {name: row.contract for name, row in load_contracts(self.store).items()}
-        logs = self.former + logs
         for log in logs:
             gone = [(a, b) for pid, a, b in lost if pid == log.partition_id]
-            log.records = [
-                r for r in log.records if not any(a <= r.offset < b for a, b in gone)
-            ]
+            log.records = [r for r in log.records if not any(a <= r.offset < b for a, b in gone)]
         logs.sort(key=lambda log: log.partition_id)
         cuts = {name: active_cuts(self.store, name) for name in contracts}
         return recount(logs, lambda _pid, model, _offset: contracts.get(model), cuts)
