@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, defstruct, field
@@ -363,6 +363,20 @@ def _validation_reason(text: str) -> Reason:
 # --- typed decoding for one model -----------------------------------------------------------------
 
 
+class Message(Protocol):
+    """A Kafka message, as far as it is read here."""
+
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def headers(self) -> Headers: ...  # noqa: D102
+
+
+class _Message(NamedTuple):
+    value: bytes | None
+    headers: Headers
+
+
 class TypedInferenceDecoder:
     """Reads the inferences of one model with its declared features as typed Struct fields.
 
@@ -386,6 +400,7 @@ class TypedInferenceDecoder:
         self.category_fields = tuple(f"c{index}" for index in range(len(self.categories)))
         self.also = tuple(name for name in also if name not in contract.features)
         row, batch = self._typed(batch=False), self._typed(batch=True)
+        self._row = row
         self._decode_row = msgspec.json.Decoder(row).decode
         self._decode_batch = msgspec.json.Decoder(batch).decode
         self._decode_structured = msgspec.json.Decoder(
@@ -397,32 +412,52 @@ class TypedInferenceDecoder:
 
         The result has the fields of Inference or InferenceBatch; its `features` is a Struct (see the
         class; `msgspec.structs.astuple` gives its values), in a batch of lists, empty when the column
-        is absent. Raises DecodeError for what no reader accepts.
+        is absent.
         """
-        if len(value) > MESSAGE_BYTES_MAX:
-            return None
-        try:
-            event: Any
-            if value.startswith(STRUCTURED_START):
-                event = self._decode_structured(value).data
-            elif not headers:
-                event = self._decode_row(value)
-            elif len(headers) == 1:
-                if headers[0][1] != STRUCTURED_CONTENT_TYPE:
-                    return None
-                event = self._decode_structured(value).data
-            elif (read := self._reader_of(headers)) is not None:
-                event = read(value)
-            else:
-                return None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
-            return None
-        if type(event.time) is not int or type(event) is self._batch or b"\\u0000" in value:
-            _check(event, value)
-        return event
+        return self.decode_all([_Message(value, headers)])[0][0]
+
+    def decode_all(self, messages: Sequence[Message]) -> tuple[list[Any | None], bool]:
+        """Return what `decode` gives for each message, and whether all are single inferences.
+
+        The innermost loop of reading: what it does for every message is all there is. Headers are looked
+        at only where the value does not say what it is, because some clients make them when asked.
+        """
+        read_row, read_structured, row = self._decode_row, self._decode_structured, self._row
+        events: list[Any | None] = []
+        regular = True
+        for message in messages:
+            event: Any = None
+            value = message.value or b""
+            try:
+                if not 0 < len(value) <= MESSAGE_BYTES_MAX:
+                    pass
+                elif value.startswith(STRUCTURED_START):
+                    event = read_structured(value).data
+                elif not (headers := message.headers):
+                    event = read_row(value)
+                else:
+                    read = self._reader_of(headers)
+                    event = None if read is None else read(value)
+                if event is not None and (
+                    type(event.time) is not int or type(event) is not row or b"\\u0000" in value
+                ):
+                    _check(event, value)
+            except (
+                DecodeError,  # the module's `decode` says it again, with the reason
+                msgspec.MsgspecError,
+                UnicodeDecodeError,
+                RecursionError,
+                ValueError,
+            ):
+                event = None
+            regular = regular and type(event) is row
+            events.append(event)
+        return events, regular
 
     def _reader_of(self, headers: Headers) -> Callable[[bytes], Any] | None:
-        """Return the reader of a message in binary mode, None where it is not plainly one of ours."""
+        """Return the reader of a message by its headers, None where they are not plainly ours."""
+        if len(headers) == 1 and headers[0][1] == STRUCTURED_CONTENT_TYPE:
+            return self._read_structured
         event_type = spec_version = b""
         for name, header in headers:
             if name == "ce_type":
@@ -439,6 +474,9 @@ class TypedInferenceDecoder:
         if event_type == _INFERENCE_TYPE_BYTES:
             return self._decode_row
         return self._decode_batch if event_type == _BATCH_TYPE_BYTES else None
+
+    def _read_structured(self, value: bytes) -> Any:
+        return self._decode_structured(value).data
 
     def _typed(self, *, batch: bool) -> type[Struct]:
         base = InferenceBatch if batch else Inference
@@ -465,7 +503,7 @@ class TypedInferenceDecoder:
         features = defstruct(
             "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
         )
-        made = defstruct(
+        return defstruct(
             f"Typed{base.__name__}",
             [
                 ("model", Literal[self.model]),
@@ -476,9 +514,6 @@ class TypedInferenceDecoder:
             frozen=True,
             gc=False,  # trees of values: the collector finds nothing in them
         )
-        if batch:
-            self._batch = made
-        return made
 
 
 _PLAIN_HEADERS = frozenset(

@@ -132,26 +132,44 @@ class _Reading:
 
     def chunk(self, records: Sequence[Record], start: int) -> None:
         """Read the next records; the first has the index `start` in the batch."""
-        singles: dict[str, tuple[list[int], list[Any]]] = {}
         general: dict[str, tuple[list[int], list[Any]]] = {}
-        careful = self.role != "inference" or bool(self.poison)
-        view, current, rows = self._view, None, 0
-        read = _reads_nothing if view is None else view.decoder.decode
-        indices: list[int] = []
-        events: list[Any] = []
-        for index, record in enumerate(records, start):
-            value = record.value
-            if careful or not value:
+        if self.role != "inference" or self.poison:
+            for index, record in enumerate(records, start):
                 self._general(index, record, general)
-                continue
-            try:
-                event = read(value, record.headers)
-                if event is None and (named := self._named(value, view)) is not None:
-                    event = named.decoder.decode(value, record.headers)
-                    if event is not None:
-                        view, read = named, named.decoder.decode
-            except DecodeError:
-                event = None  # the general decoder says it again, with the reason
+        else:
+            view = self._view
+            events, regular = (
+                ([None] * len(records), False) if view is None else view.decoder.decode_all(records)
+            )
+            if view is not None and regular and not self._is_bound_elsewhere(view):
+                places = np.arange(start, start + len(records))
+                self._typed_singles(view, places, events)
+            else:
+                self._one_by_one(records, start, events, general)
+        for known, (indices, found) in general.items():
+            self.views[known].meet(name for event in found for name in event.features)
+            self._singles(self.views[known], np.array(indices, np.int64), found, typed=False)
+
+    def _one_by_one(
+        self,
+        records: Sequence[Record],
+        start: int,
+        events: Sequence[Any | None],
+        general: dict[str, tuple[list[int], list[Any]]],
+    ) -> None:
+        """Sort out a chunk in which not every message is a single inference of the model before."""
+        singles: dict[str, tuple[list[int], list[Any]]] = {}
+        before = view = self._view
+        for index, (record, known) in enumerate(zip(records, events, strict=True), start):
+            event: Any = known
+            if event is not None:
+                view = before
+            elif record.value:
+                if view is not None and view is not before:
+                    event = view.decoder.decode(record.value, record.headers)
+                if event is None and (named := self._named(record.value, before)) is not None:
+                    view = named
+                    event = named.decoder.decode(record.value, record.headers)
             if event is None or view is None:
                 self._general(index, record, general)
             elif self._is_bound_elsewhere(view):
@@ -159,20 +177,12 @@ class _Reading:
             elif isinstance(event, InferenceBatch):
                 self._batch(index, view, event, typed=True)
             else:
-                if view is not current:
-                    current = view
-                    indices, events = singles.setdefault(view.model, ([], []))
+                indices, found = singles.setdefault(view.model, ([], []))
                 indices.append(index)
-                events.append(event)
-                rows += 1
+                found.append(event)
         self._view = view
-        self.out.units["row"] += rows
-        self.out.fast += rows
-        for known, (places, found) in singles.items():
-            self._singles(self.views[known], places, found, typed=True)
-        for known, (places, found) in general.items():
-            self.views[known].meet(name for event in found for name in event.features)
-            self._singles(self.views[known], places, found, typed=False)
+        for model, (indices, found) in singles.items():
+            self._typed_singles(self.views[model], np.array(indices, np.int64), found)
 
     def finish(self, records: Sequence[Record]) -> None:
         """Put the blocks together."""
@@ -253,13 +263,16 @@ class _Reading:
 
     # --- blocks -----------------------------------------------------------------------------------
 
-    def _singles(
-        self, view: ModelView, places: list[int], events: list[Any], *, typed: bool
-    ) -> None:
-        block = _single_block(view, np.array(places, np.int64), events, typed=typed)
+    def _typed_singles(self, view: ModelView, places: Ints, events: list[Any]) -> None:
+        self.out.units["row"] += len(events)
+        self.out.fast += len(events)
+        self._singles(view, places, events, typed=True)
+
+    def _singles(self, view: ModelView, places: Ints, events: list[Any], *, typed: bool) -> None:
+        block = _single_block(view, places, events, typed=typed)
         self.blocks.setdefault(view.model, []).append(block)
         self.out.beside += [
-            ResourceRow(at, view.model, e.version, "", time_ms(e.time), e.resources)
+            ResourceRow(int(at), view.model, e.version, "", time_ms(e.time), e.resources)
             for at, e in zip(places, events, strict=True)
             if e.resources is not None
         ]
@@ -270,10 +283,6 @@ class _Reading:
         if not typed:
             view.meet(event.features)
         self.blocks.setdefault(view.model, []).append(_batch_block(view, index, event, typed=typed))
-
-
-def _reads_nothing(_value: bytes, _headers: Any) -> None:
-    """Read like a typed decoder of no model."""
 
 
 def _unit(event: Any) -> tuple[str, int]:
@@ -441,6 +450,11 @@ def _scores(view: ModelView, scores: Sequence[dict[str, float] | None]) -> Float
     if view.contract.task == "multiclass":
         return floats([max(s.values()) if s else None for s in scores])
     names = view.score_names
+    if len(names) == 1 and all(scores):
+        try:
+            return floats([s[names[0]] for s in scores])  # type: ignore[index]
+        except KeyError:
+            pass  # some name another class: look at each
 
     def positive(given: dict[str, float] | None) -> float | None:
         if not given:
