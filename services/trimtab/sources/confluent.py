@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import methodcaller
 from typing import Any
 from uuid import UUID
 
@@ -251,9 +252,9 @@ class ConfluentSource:
             messages += self._consumer.consume(self._poll_records - 1, LINGER_S)
         taken: dict[Partition, list[Record]] = {}
         lost: list[Lost] = []
-        for (topic, number, fine), run in groupby(messages, _run_of):
+        for (topic, number, fine), run in self._runs(messages):
             if fine:
-                self._take(Partition(topic, number), run, taken)
+                self._take(Partition(topic, number), list(run), taken)
             else:
                 for message in run:
                     lost += self._told(message)
@@ -265,6 +266,16 @@ class ConfluentSource:
             )
             for partition, records in taken.items()
         }, lost
+
+    def _runs(self, messages: list[Any]) -> Iterable[tuple[tuple[str, int, bool], Iterable[Any]]]:
+        """Yield runs of messages of one partition, errors apart, as ((topic, partition, fine), messages)."""
+        topics = {partition.topic for partition in self._places}
+        if len(topics) != 1 or any(message.error() is not None for message in messages):
+            yield from groupby(messages, _run_of)
+            return
+        # Of one topic, as usual, the number alone tells: a third of the time for every message.
+        for number, run in groupby(messages, _NUMBER):
+            yield (next(iter(topics)), number, True), run
 
     def _place(self) -> None:
         """Tell librdkafka what flows and from where."""
@@ -280,16 +291,14 @@ class ConfluentSource:
             log.warning("Kafka's client did not take what is to be read; again: %s", _text(error))
 
     def _take(
-        self, partition: Partition, run: Iterable[Any], taken: dict[Partition, list[Record]]
+        self, partition: Partition, run: list[Any], taken: dict[Partition, list[Record]]
     ) -> None:
         place = self._places.get(partition)
         if place is None or place.position is None or not place.flowing or self._moved:
             return  # it is placed again at the next poll, and read from where we stand
-        records = [
-            ConfluentRecord(m.offset(), m.timestamp()[1], m.value(), m)
-            for m in run
-            if m.offset() >= place.position
-        ]
+        if run[0].offset() < place.position:
+            run = [message for message in run if message.offset() >= place.position]
+        records = [ConfluentRecord(m.offset(), m.timestamp()[1], m.value(), m) for m in run]
         if records:
             taken.setdefault(partition, []).extend(records)
             place.position = records[-1].offset + 1
@@ -475,6 +484,9 @@ class ConfluentSource:
         """Leave the group."""
         self._consumer.close()
         self._asking = None
+
+
+_NUMBER = methodcaller("partition")
 
 
 def _run_of(message: Any) -> tuple[str, int, bool]:
