@@ -43,8 +43,8 @@ bench: $(READY) ## every benchmark, small (BENCH_ARGS="" for full size)
 	@set -e; for script in bench/*.py; do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 bench: BENCH_ARGS ?= --quick
 
-faults: $(READY) ## only the tests that crash processes and brokers
-	@$(BIN)/python -m pytest tests/recovery $(PYTEST_ARGS)
+faults: $(READY) ## all that crashes processes, brokers and databases, the long way, with a table
+	@$(BIN)/python -m pytest tests/recovery --faults-long $(PYTEST_ARGS)
 
 schemas: $(READY) ## write schemas/ anew from the code
 	@$(BIN)/python -m trimtab.schemas_gen

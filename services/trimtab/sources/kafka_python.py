@@ -109,8 +109,11 @@ class KafkaPythonSource:
         except errors.OffsetOutOfRangeError as error:
             return {}, self._lost(error.args[0])
         except errors.LogTruncationError as error:
-            for key in error.divergent_offsets:
-                self._refuse_truncated(Partition(*key))
+            for key, diverges in error.divergent_offsets.items():
+                position, _ = self.progress(Partition(*key))
+                if diverges is None or position is None or position > diverges.offset:
+                    self._refuse_truncated(Partition(*key))
+                # else the answer is about where we stood before a seek
             return {}, []
         except errors.UnsupportedCodecError as error:
             raise SourceError(
