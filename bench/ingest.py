@@ -146,9 +146,16 @@ class Bench:
     """Runs children in turn and keeps the least CPU time of each, in µs per row."""
 
     def __init__(self, bootstrap: str, rounds: int, folder: Path, postgres: str | None) -> None:
-        self.bootstrap, self.rounds, self.folder, self.postgres = bootstrap, rounds, folder, postgres
+        self.bootstrap, self.rounds, self.folder, self.postgres = (
+            bootstrap,
+            rounds,
+            folder,
+            postgres,
+        )
 
-    def measure(self, topic: dict[str, Any], wanted: list[tuple[str, str, str]]) -> dict[str, float]:
+    def measure(
+        self, topic: dict[str, Any], wanted: list[tuple[str, str, str]]
+    ) -> dict[str, float]:
         """Return µs per row by name; `wanted` are (name, role, "client/database")."""
         best: dict[str, float] = {}
         for _ in range(self.rounds):
@@ -182,7 +189,13 @@ def singles(bench: Bench, count: int, features: int, *, everything: bool) -> dic
     for form, headers in (("binary", 5), ("bare", 0), *([("structured", 1)] if everything else [])):
         name = f"singles-{form}-{features}"
         size = rig.fill(bench.bootstrap, name, rig.singles(count, features, form))
-        topic = {"topic": name, "messages": count, "rows": count, "features": features, "form": form}
+        topic = {
+            "topic": name,
+            "messages": count,
+            "rows": count,
+            "features": features,
+            "form": form,
+        }
         wanted = [
             ("bare", "bare", ""),
             ("bare+decode", "bare+decode", ""),

@@ -155,10 +155,12 @@ def fill(bootstrap: str, topic: str, messages: Iterable[Message], partitions: in
 
     admin = AdminClient({"bootstrap.servers": bootstrap})
     admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "compression.type": "none"})
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "linger.ms": 20, "compression.type": "none"}
+    )
     failed: list[Any] = []
     size = count = 0
-    for count, (value, headers) in enumerate(messages, 1):  # noqa: B007 - the last one counts
+    for count, (value, headers) in enumerate(messages, 1):
         size += len(value)
         while True:
             try:

@@ -236,33 +236,41 @@ FAULTS = {
 }
 ONLY = {database_restarted: "postgresql", disk_full: "sqlite"}
 """Faults that the other database does not know."""
+FAST = {killed: "sqlite", rebalanced: "postgresql", records_deleted: "postgresql"}
+"""Faults that are also met by monitors that read with confluent-kafka."""
 
 
 def pytest_generate_tests(metafunc):
     if "fault" in metafunc.fixturenames:
         long = metafunc.config.getoption("--faults-long")
-        cases = [
-            pytest.param(
-                act,
-                database,
-                id=f"{act.__name__.replace('_', ' ')} {database}",
-                marks=[pytest.mark.postgres] if database == "postgresql" else [],
-            )
+        wanted = [
+            (act, database, "kafka-python")
             for act, short in FAULTS.items()
             for database in ("sqlite", "postgresql")
             if (ONLY.get(act, database) == database if long else short in (database, "both"))
+        ] + [(act, database, "confluent-kafka") for act, database in FAST.items()]
+        cases = [
+            pytest.param(
+                *case,
+                id=" ".join((case[0].__name__.replace("_", " "), *case[1:])),
+                marks=[pytest.mark.postgres] if case[1] == "postgresql" else [],
+            )
+            for case in wanted
         ]
-        metafunc.parametrize(("fault", "database"), cases)
+        metafunc.parametrize(("fault", "database", "client"), cases)
 
 
 @pytest.mark.timeout(3_600)
-def test_a_fault_changes_nothing_that_is_counted(fault, database, make_world, request):
+def test_a_fault_changes_nothing_that_is_counted(fault, database, client, make_world, request):
     options = {}
     if fault in OWN_BROKER:
         options["broker"] = request.getfixturevalue("own_broker")
     if fault is database_restarted:
         options["server"] = request.getfixturevalue("own_postgres")
-    world = make_world(fault.__name__.replace("_", " "), database, **options)
+    name = fault.__name__.replace("_", " ")
+    fast = client != "kafka-python"
+    world = make_world(f"{name} ({client})" if fast else name, database, **options)
+    world.client = client
     fault(world)
     if world.outcome.recount == "–":
         world.finish()

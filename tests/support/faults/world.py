@@ -170,6 +170,7 @@ class World:
         consumer leaves is one of kafka-python's errors, and none of ours."""
         self.knobs: dict[str, object] = {}
         self.codec: str | None = None
+        self.client = "kafka-python"
         self.long = False
         self.began_s = time.monotonic()
 
@@ -294,6 +295,7 @@ class World:
             "store": {"url": self.url},
             "kafka": {
                 "bootstrap": self.broker.bootstrap,
+                "client": self.client,
                 "prefix": self.name,
                 "group": self.name,
                 "inference_topics": [self.topic["inference"]],
