@@ -29,6 +29,10 @@ class SourceAwayError(TrimtabError):
     """The log cannot be asked now; the caller asks again later."""
 
 
+class UnreadableHeadersError(TrimtabError, ValueError):
+    """The headers of one message cannot be read; its value can."""
+
+
 class Partition(NamedTuple):
     """One partition of a topic."""
 

@@ -35,7 +35,7 @@ def contract(task):
 
 
 NUMBER = st.one_of(st.none(), st.floats(-10, 10), st.integers(-5, 5))
-VALUES = st.one_of(NUMBER, st.sampled_from(["a", "b", "1", True, 1, 1.0]))
+VALUES = st.one_of(NUMBER, st.sampled_from(["a", "b", "1", True, 1, 1.0, "x" * 300]))
 TIMES = st.one_of(
     st.integers(0, 10**6), st.just(datetime(2024, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC))
 )
@@ -50,7 +50,9 @@ def inferences(draw):
         time=draw(TIMES),
         features=draw(
             st.dictionaries(st.sampled_from(["x", "y", "c", "new"]), VALUES, max_size=4)
-            | st.fixed_dictionaries({"x": NUMBER, "y": NUMBER, "c": st.sampled_from("ab")})
+            | st.fixed_dictionaries(
+                {"x": NUMBER, "y": NUMBER, "c": st.sampled_from(["a", "b", "x" * 300])}
+            )
         ),
         prediction=draw(VALUES),
         scores=draw(st.none() | st.just({"yes": 0.25})),
@@ -108,8 +110,8 @@ class Deaf:
     def __init__(self, decoder):
         self.category_fields = decoder.category_fields
 
-    def decode(self, value, headers):
-        return None
+    def decode_all(self, messages):
+        return [None] * len(messages), False
 
 
 def canonical(rows: Rows):

@@ -1,13 +1,13 @@
 """Settings that stored data depends on."""
 
 import pytest
-from sqlalchemy import insert
 
 from trimtab.errors import ConflictError
 from trimtab.store.engine import open_store
 from trimtab.store.fixed import MONITOR_SEEN_MS, fix_shards
+from trimtab.store.labels import claim_joiner
 from trimtab.store.ledger import claim
-from trimtab.store.tables import joiners, metadata
+from trimtab.store.tables import metadata
 
 NOW = 1_000_000
 
@@ -23,12 +23,7 @@ def store(store_url):
 def test_another_number_of_shards_is_refused_once_rows_have_come(store):
     fix_shards(store, 1, NOW)
     fix_shards(store, 4, NOW)  # nothing depends on it yet
-    with store.write() as connection:
-        connection.execute(
-            insert(joiners).values(
-                model="m", shard=0, epoch=1, expires_ms=0, position=0, positions="{}", updated_ms=0
-            )
-        )
+    assert claim_joiner(store, "m", 0, "me", NOW, hold_ms=1_000) is not None
     fix_shards(store, 4, NOW)
     with pytest.raises(ConflictError, match=r"begun with 4.*Set monitor\.shards to 4"):
         fix_shards(store, 2, NOW)

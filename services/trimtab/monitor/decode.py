@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
-from trimtab.events.cloudevents import DecodeError, Role, decode
+from trimtab.events.cloudevents import DecodeError, Headers, Reason, Role, decode
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample, time_ms
 from trimtab.monitor.columns import (
     Floats,
@@ -32,7 +32,7 @@ from trimtab.monitor.columns import (
     object_array,
 )
 from trimtab.monitor.views import ModelView, Views
-from trimtab.source import Record
+from trimtab.source import Record, UnreadableHeadersError
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import category_key, numeric_column
 from trimtab.store.ledger import ClassKey
@@ -166,10 +166,10 @@ class _Reading:
                 view = before
             elif record.value:
                 if view is not None and view is not before:
-                    event = view.decoder.decode(record.value, record.headers)
+                    event = view.decoder.decode_all([record])[0][0]
                 if event is None and (named := self._named(record.value, before)) is not None:
                     view = named
-                    event = named.decoder.decode(record.value, record.headers)
+                    event = named.decoder.decode_all([record])[0][0]
             if event is None or view is None:
                 self._general(index, record, general)
             elif self._is_bound_elsewhere(view):
@@ -224,7 +224,7 @@ class _Reading:
             out.rejects.append(Reject(index, unit, "", "internal_error", text))
             return
         try:
-            event = decode(record.value, record.headers, self.role)
+            event = decode(record.value, _headers(record), self.role)
         except DecodeError as error:
             out.units[unit] += 1
             out.rejects.append(Reject(index, unit, "", error.reason.value, error.detail))
@@ -285,6 +285,14 @@ class _Reading:
         self.blocks.setdefault(view.model, []).append(_batch_block(view, index, event, typed=typed))
 
 
+def _headers(record: Record) -> Headers:
+    """Return the headers, which one of the clients takes apart only now. Raises DecodeError."""
+    try:
+        return list(record.headers)
+    except UnreadableHeadersError as error:
+        raise DecodeError(Reason.BAD_UTF8, str(error)) from error
+
+
 def _unit(event: Any) -> tuple[str, int]:
     match event:
         case Inference():
@@ -307,7 +315,7 @@ def _single_block(view: ModelView, index: Ints, events: list[Any], *, typed: boo
     if typed:
         numbers, errors = _typed_numbers(len(view.numbers), given), None
         categories = {
-            name: Coded.of_text([getattr(f, field) for f in given])
+            name: Coded.of_keys([getattr(f, field) for f in given])
             for name, field in zip(view.categories, view.decoder.category_fields, strict=True)
         }
     else:
@@ -354,7 +362,7 @@ def _batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Ro
                 row[:] = floats(column)
         errors = None
         categories = {
-            name: Coded.of_text(column) if column else Coded.constant(None, n)
+            name: Coded.of_keys(column) if column else Coded.constant(None, n)
             for name, column in zip(view.categories, lists[k:], strict=False)
         }
     else:

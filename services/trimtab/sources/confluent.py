@@ -32,6 +32,7 @@ from trimtab.source import (
     Record,
     SourceAwayError,
     SourceError,
+    UnreadableHeadersError,
 )
 from trimtab.sources.options import OF_GROUP, librdkafka_options
 
@@ -56,7 +57,13 @@ class LazyHeaders(Struct, gc=False, frozen=True):
     message: Any
 
     def _read(self) -> list[tuple[str, bytes | None]]:
-        return self.message.headers() or []
+        try:
+            return self.message.headers() or []
+        except (
+            SystemError,
+            UnicodeDecodeError,
+        ) as error:  # the client raises the first for the second
+            raise UnreadableHeadersError(f"The name of a header is no UTF-8 ({error}).") from error
 
     def __len__(self) -> int:
         return len(self._read())

@@ -127,11 +127,15 @@ class KafkaPythonSource:
             raise SourceError(
                 f"Kafka refuses access ({error}). Grant READ on the topics and the group."
             ) from error
+        except errors.CorruptRecordError as error:
+            if "UnicodeDecodeError" not in str(error):
+                return self._again(error)
+            raise SourceError(
+                f"A message has a header whose name is no UTF-8, which kafka-python cannot read ({error}). "
+                'Read with the other client, kafka.client = "confluent-kafka": it rejects that message.'
+            ) from error
         except errors.KafkaError as error:
-            # The client retries by itself; what remains is told and tried again at the next poll.
-            log.warning("Reading from Kafka failed and is tried again: %r", error)
-            time.sleep(RETRY_S)
-            return {}, []
+            return self._again(error)
         again = self._created_again()
         if again:
             log.warning("Created again, and claimed anew: %s", _listed(again))
@@ -146,6 +150,13 @@ class KafkaPythonSource:
             after = records[-1].offset + 1
             batches[Partition(*key)] = Polled(records, max(after, position or after), end)
         return batches, []
+
+    @staticmethod
+    def _again(error: Exception) -> tuple[dict[Partition, Polled], list[Lost]]:
+        """The client retries by itself; what remains is told and tried again at the next poll."""
+        log.warning("Reading from Kafka failed and is tried again: %r", error)
+        time.sleep(RETRY_S)
+        return {}, []
 
     def _finish_join(self) -> None:
         """Let the client complete a join that an earlier poll had no time for.
