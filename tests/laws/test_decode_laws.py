@@ -1,6 +1,6 @@
 """What a batch of messages becomes does not depend on who read them, nor on how they were cut."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import numpy as np
@@ -196,9 +196,11 @@ def uniform_batches(draw):
         return column(kind, null=null) if draw(st.booleans()) else None
 
     names = draw(st.lists(st.sampled_from(["x", "y", "c", "new", "a.b"]), unique=True))
-    time = st.integers(0, 10**6) | st.datetimes(
-        datetime(1900, 1, 2), datetime(2199, 12, 30), timezones=st.just(UTC)
+    # 500 µs are a tie between two milliseconds.
+    moments = st.integers(-(10**6), 10**6).map(
+        lambda halves: datetime(2024, 1, 1, tzinfo=UTC) + halves * timedelta(microseconds=500)
     )
+    time = st.integers(0, 10**6) if draw(st.booleans()) else moments
     return InferenceBatch(
         id=draw(st.text(min_size=1, max_size=4)),
         model=draw(st.sampled_from(["m", "m", "unknown"])),
