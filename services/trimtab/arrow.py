@@ -482,9 +482,9 @@ def _column(pa: Any, array: Any, path: str) -> Column:
     """Return a column of Arrow's scalars as numpy's; floats and integers without nulls are not copied."""
     types, kind = pa.types, array.type
     if types.is_floating(kind) or types.is_decimal(kind):
-        if not types.is_float64(kind):
+        if types.is_decimal(kind):
             array = array.cast(pa.float64())
-        numbers: Floats = array.to_numpy(zero_copy_only=False)
+        numbers: Floats = array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
         if np.isinf(numbers).any():
             raise DecodeError(Reason.NOT_FINITE, f"{path} holds an infinity; send null.")
         return Column(numbers)
