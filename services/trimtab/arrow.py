@@ -120,7 +120,7 @@ class Column(Struct, frozen=True):
         if isinstance(values, Coded):
             return list(values)
         plain: list[Any] = values.tolist()
-        if values.dtype == np.float64:
+        if values.dtype.kind == "f":
             return [None if value != value else value for value in plain]  # noqa: PLR0124
         if self.missing is None:
             return plain
@@ -135,7 +135,7 @@ class Column(Struct, frozen=True):
     def floats(self) -> Floats:
         """The numbers of a column of numbers as float64, shape (n,)."""
         values = cast("Floats | Ints", self.values)
-        if values.dtype == np.float64:
+        if values.dtype.kind == "f":
             return cast("Floats", values)
         numbers = values.astype(np.float64)
         if self.missing is not None:
@@ -485,7 +485,8 @@ def _column(pa: Any, array: Any, path: str) -> Column:
         if types.is_decimal(kind):
             array = array.cast(pa.float64())
         numbers: Floats = array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-        if np.isinf(numbers).any():
+        # One product tells almost always; NaN, infinity or overflow need the look at each.
+        if not math.isfinite(numbers.dot(numbers)) and np.isinf(numbers).any():
             raise DecodeError(Reason.NOT_FINITE, f"{path} holds an infinity; send null.")
         return Column(numbers)
     if types.is_dictionary(kind):
@@ -507,7 +508,7 @@ def _column(pa: Any, array: Any, path: str) -> Column:
         missing = array.is_null().to_numpy(zero_copy_only=False)
         array = array.fill_null(False if boolean else 0)
     values = array.to_numpy(zero_copy_only=False)
-    if values.dtype == np.uint64 and (values > np.uint64(2**63 - 1)).any():
+    if values.dtype.kind == "u" and (values > np.uint64(2**63 - 1)).any():
         raise DecodeError(Reason.BAD_VALUE, f"{path} holds an integer above 2**63 - 1.")
     return Column(values if boolean else values.astype(np.int64, copy=False), missing)
 
@@ -559,16 +560,16 @@ def _checked(rule: Rule, path: str, column: Column) -> Column:
         if rule.holds not in ("text", "scalar"):
             raise DecodeError(Reason.WRONG_TYPE, f"{path} is text, not {rule.holds}.")
         # What a dictionary holds and no row names is no fault; to find the present ones costs more.
-        if _text_problem(rule, path, values.keys):
-            problem = _text_problem(rule, path, values.present())
-            if problem:
-                raise problem
+        if not _fits(rule, values.keys) and (
+            problem := _text_problem(rule, path, values.present())
+        ):
+            raise problem
         return column
     if rule.holds == "text":
         raise DecodeError(Reason.WRONG_TYPE, f"{path} is {values.dtype}, not text.")
-    if rule.holds in ("number", "whole") and values.dtype == np.bool_:
+    if rule.holds in ("number", "whole") and values.dtype.kind == "b":
         raise DecodeError(Reason.WRONG_TYPE, f"{path} is bool, not {rule.holds}.")
-    if rule.holds == "whole" and values.dtype == np.float64:
+    if rule.holds == "whole" and values.dtype.kind == "f":
         return _whole(path, cast("Floats", values))
     return column
 
@@ -580,6 +581,19 @@ def _whole(path: str, values: Floats) -> Column:
     if (numbers != np.rint(numbers)).any() or (np.abs(numbers) > 2**53).any():
         raise DecodeError(Reason.WRONG_TYPE, f"{path} holds a number that is not whole.")
     return Column(numbers.astype(np.int64), missing if missing.any() else None)
+
+
+def _fits(rule: Rule, keys: Sequence[Any]) -> bool:
+    """Tell whether no key is a problem, all at once: ids are as many as rows."""
+    texts = [key for key in keys if key is not None]
+    if len(texts) < len(keys) and not rule.null:
+        return False
+    if "\0" in "".join(texts) or (rule.values and not set(texts) <= set(rule.values)):
+        return False
+    if rule.chars is None or not texts:
+        return True
+    lengths = list(map(len, texts))
+    return rule.chars[0] <= min(lengths) and max(lengths) <= rule.chars[1]
 
 
 def _text_problem(rule: Rule, path: str, keys: Sequence[Any]) -> DecodeError | None:
@@ -602,7 +616,7 @@ def _text_problem(rule: Rule, path: str, keys: Sequence[Any]) -> DecodeError | N
 def _check_text(columns: Sequence[Column]) -> None:
     """Refuse more text than TEXT_CHARS_MAX once each row has its own."""
     texts = [column.values for column in columns if isinstance(column.values, Coded)]
-    lengths = [[len(str(key or "")) for key in text.keys] for text in texts]
+    lengths = [[len(key or "") for key in text.keys] for text in texts]
     most = sum(len(text) * max(each) for text, each in zip(texts, lengths, strict=True) if each)
     if most <= TEXT_CHARS_MAX:
         return

@@ -74,7 +74,7 @@ def _number(column: Column) -> tuple[Floats, Mask | None]:
     values = column.values
     if isinstance(values, Coded):
         wrong = ~values.mask([None])
-    elif values.dtype == np.bool_:
+    elif values.dtype.kind == "b":
         wrong = np.ones(len(values), np.bool_) if column.missing is None else ~column.missing
     else:
         return column.floats, None
