@@ -228,7 +228,8 @@ def _read(value: bytes | None) -> ArrowBatch:
         options = ipc.IpcReadOptions(use_threads=False)
         reader = ipc.open_stream(pa.BufferReader(value), options=options)
         schema = reader.schema
-        return _batch(pa, schema, list(_record_batches(reader)))
+        with np.errstate(over="ignore", invalid="ignore"):  # for the search for infinities
+            return _batch(pa, schema, list(_record_batches(reader)))
     except UnicodeDecodeError as error:
         raise DecodeError(Reason.BAD_UTF8, str(error)) from error
     except (pa.ArrowException, OSError, ValueError, struct.error) as error:

@@ -20,8 +20,16 @@ from trimtab.arrow import (
     decode_message,
     read_arrow,
 )
+from trimtab.cli_kafka import _inferences
 from trimtab.contracts.model import Contract, Feature
-from trimtab.events.cloudevents import MESSAGE_BYTES_MAX, DecodeError, Reason, Role, is_arrow
+from trimtab.events.cloudevents import (
+    MESSAGE_BYTES_MAX,
+    DecodeError,
+    Reason,
+    Role,
+    batch_rows,
+    is_arrow,
+)
 from trimtab.events.types import InferenceBatch, time_ms
 from trimtab.monitor.decode import decode_records
 from trimtab.monitor.views import ModelView
@@ -87,6 +95,12 @@ def test_a_flattened_table_is_the_same_batch() -> None:
 )
 def test_every_kind_of_real_number_is_read_and_nan_is_missing(values: Any) -> None:
     assert arrow_batch(column("features.x", values)).features == {"x": [1.5, None, 3.0]}
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_floats_are_no_infinities() -> None:
+    values = [1.7e308, -1.7e308, None, 5e-324]
+    assert arrow_batch(column("features.x", values)).features == {"x": values}
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint32(), pa.uint64()])
@@ -476,3 +490,13 @@ def test_a_bad_stream_is_one_rejected_row() -> None:
     (reject,) = out.rejects
     assert (reject.unit, reject.reason, reject.rows) == ("row", "wrong_type", 1)
     assert out.units == {"row": 1}
+
+
+def test_a_first_contract_may_be_drafted_from_arrow_batches() -> None:
+    log = MemoryLog()
+    value = arrow_stream(arrow_table(EXAMPLE))
+    for body in (value, value[:-1]):
+        log.append(Partition("in", 0), body, 5, ARROW)
+    good, bad = log.records[Partition("in", 0)]
+    assert _inferences(good) == batch_rows(EXAMPLE)
+    assert _inferences(bad) == []
