@@ -213,7 +213,7 @@ def singles(bench: Bench, count: int, features: int, *, everything: bool) -> dic
 def columnar(bench: Bench, count: int) -> dict[str, Any]:
     """Batches of 500 rows."""
     table = {}
-    for form in ("json",):
+    for form in ("json", "arrow"):
         name = f"batches-{form}"
         size = rig.fill(bench.bootstrap, name, rig.batches(count, 500, 20, form))
         topic = {

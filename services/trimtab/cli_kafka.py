@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.events.cloudevents import DecodeError, batch_rows, decode
+from trimtab.events.cloudevents import DecodeError, batch_rows, decode, is_arrow
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.settings import KafkaSettings
 
@@ -67,7 +67,11 @@ def sample_inferences(
 
 def _inferences(record: Any) -> list[Inference]:
     try:
-        event = decode(record.value, record.headers, "inference")
+        if is_arrow(record.headers):
+            from trimtab.arrow import decode_message as read
+        else:
+            read = decode
+        event = read(record.value, record.headers, "inference")
     except DecodeError:
         return []
     if isinstance(event, InferenceBatch):

@@ -7,6 +7,7 @@ what is written; a generator returns file path (below the folder) to text.
 """
 
 import argparse
+import base64
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ import msgspec
 
 from trimtab.contracts.model import Contract
 from trimtab.events.cloudevents import (
+    ARROW_CONTENT_TYPE,
+    MESSAGE_BYTES_MAX,
     SPEC_VERSION,
     STRUCTURED_CONTENT_TYPE,
     Event,
@@ -41,6 +44,7 @@ from trimtab.events.types import (
     Traffic,
     TrafficArm,
 )
+from trimtab.windows.ids import BATCH_ROWS_MAX
 
 Files = Mapping[str, str]
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -128,6 +132,68 @@ def examples() -> Files:
     return files
 
 
+def arrow_form() -> Files:
+    """`arrow/`: metadata and columns of a batch as an Arrow stream; an example in `examples/`."""
+    from trimtab.arrow import CELLS_MAX, COLUMNS, METADATA, TEXT_CHARS_MAX
+    from trimtab.testing.arrow import arrow_headers, arrow_stream, arrow_table
+
+    batch = EXAMPLES["batch"]
+    assert isinstance(batch, InferenceBatch)
+    key = {"type": "string", "minLength": 1}
+    form = {
+        "title": f"{BATCH_TYPE} as an Arrow IPC stream",
+        "description": "One stream in a Kafka message's value, ended and not compressed. `metadata` "
+        "is the schema's; `columns` of other names are ignored. A group is a struct column, or flat "
+        "columns NAME.KEY.",
+        "headers": {"content-type": ARROW_CONTENT_TYPE, "ce_type": BATCH_TYPE},
+        "metadata": {
+            "required": [*METADATA],
+            "properties": {name: key | {"maxLength": most} for name, most in METADATA.items()}
+            | {
+                "time": {
+                    "description": "RFC 3339 with an offset, or integer milliseconds since the "
+                    "epoch; required without a column `time`."
+                },
+                "sample_rate": {"description": "Above 0, up to 1 (default)."},
+            },
+        },
+        "columns": {
+            name: {"arrow": _ARROW_TYPES[rule.holds], "nullable": rule.null, "group": rule.group}
+            | ({"least": rule.chars[0], "most": rule.chars[1]} if rule.chars else {})
+            | ({"values": list(rule.values)} if rule.values else {})
+            for name, rule in COLUMNS.items()
+        },
+        "limits": {
+            "bytes": MESSAGE_BYTES_MAX,
+            "rows": BATCH_ROWS_MAX,
+            "values": CELLS_MAX,
+            "characters": TEXT_CHARS_MAX,
+        },
+    }
+    example = {
+        "topic": _TOPICS[BATCH_TYPE],
+        "key": event_key(batch).decode(),
+        "headers": {name: text.decode() for name, text in arrow_headers(batch, "shop/checkout")},
+        "value_base64": base64.b64encode(arrow_stream(arrow_table(batch))).decode(),
+    }
+    return {
+        f"arrow/{BATCH_TYPE}.json": _text(form),
+        "examples/batch.arrow.json": _text(example),
+    }
+
+
+_ARROW_TEXT = ["string", "large_string", "dictionary of them"]
+_ARROW_WHOLE = ["int8 to int64", "uint8 to uint64, below 2**63"]
+_ARROW_NUMBER = ["float16", "float32", "float64", "decimal", *_ARROW_WHOLE]
+_ARROW_TYPES = {
+    "text": [*_ARROW_TEXT],
+    "number": [*_ARROW_NUMBER],
+    "whole": [*_ARROW_WHOLE, "float64 of whole numbers"],
+    "time": ["timestamp with time zone", "int64 milliseconds since the epoch"],
+    "scalar": [*_ARROW_NUMBER, "bool", *_ARROW_TEXT],
+}
+
+
 def openapi_schema() -> Files:
     """`openapi.json`: the HTTP API."""
     from trimtab.api.openapi import openapi
@@ -140,6 +206,7 @@ GENERATORS: list[Callable[[], Files]] = [
     envelope_schema,
     contract_schema,
     examples,
+    arrow_form,
     openapi_schema,
 ]
 

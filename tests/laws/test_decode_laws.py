@@ -1,20 +1,23 @@
 """What a batch of messages becomes does not depend on who read them, nor on how they were cut."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.archive.tables import Row, inference_table
+from trimtab.arrow import decode_message
 from trimtab.contracts.model import Contract, Feature, Windows
-from trimtab.events.cloudevents import encode_binary, encode_structured
+from trimtab.events.cloudevents import batch_rows, encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.monitor import decode as decode_module
 from trimtab.monitor.columns import Rows
 from trimtab.monitor.decode import decode_records
 from trimtab.monitor.views import ModelView
 from trimtab.source import Partition
+from trimtab.testing.arrow import arrow_headers, arrow_stream, arrow_table
 from trimtab.testing.log import MemoryLog
 
 PLACE = Partition("in", 0)
@@ -172,3 +175,89 @@ def test_held_rows_survive_their_bytes(records, task):
         assert fewer.feature_values()["y"] == rows.feature_values()["y"]
         assert set(fewer.feature_values()["z"]) == {None}
         assert set(fewer.categories["new"]) == {None}
+
+
+# --- Arrow ----------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=4) | st.just("long" * 70)
+OF_ONE_KIND = st.sampled_from(
+    [st.floats(-10, 10), st.integers(-5, 5), st.booleans(), TEXT, st.sampled_from("ab")]
+)
+
+
+@st.composite
+def uniform_batches(draw):
+    """Batches whose columns hold one kind each, as Arrow's do."""
+    rows = draw(st.integers(1, 6))
+
+    def column(kind, *, null=True):
+        kind = st.none() | kind if null and draw(st.booleans()) else kind
+        return draw(st.lists(kind, min_size=rows, max_size=rows))
+
+    def maybe(kind, *, null=True):
+        return column(kind, null=null) if draw(st.booleans()) else None
+
+    names = draw(st.lists(st.sampled_from(["x", "y", "c", "new", "a.b"]), unique=True))
+    # 500 µs are a tie between two milliseconds.
+    moments = st.integers(-(10**6), 10**6).map(
+        lambda halves: datetime(2024, 1, 1, tzinfo=UTC) + halves * timedelta(microseconds=500)
+    )
+    time = st.integers(0, 10**6) if draw(st.booleans()) else moments
+    return InferenceBatch(
+        id=draw(st.text(min_size=1, max_size=4)),
+        model=draw(st.sampled_from(["m", "m", "unknown"])),
+        version="1",
+        time=draw(st.integers(0, 10**6)) if draw(st.booleans()) else column(time, null=False),
+        rows=rows,
+        ids=maybe(st.text(min_size=1, max_size=3), null=False),
+        features={name: column(draw(OF_ONE_KIND)) for name in names},
+        prediction=maybe(draw(OF_ONE_KIND)),
+        scores=None if draw(st.booleans()) else {"yes": column(st.floats(0, 1), null=False)},
+        latency_ms=maybe(st.floats(0, 9)),
+        status=maybe(st.sampled_from(["ok", "timeout"]), null=False),
+        error=maybe(TEXT),
+        attributes={"region": column(TEXT, null=False)} if draw(st.booleans()) else {},
+        arm=maybe(st.sampled_from(["champion", "challenger"])),
+        served_by=maybe(st.just("champion")),
+        traffic_revision=maybe(st.integers(0, 9)),
+        sample_rate=draw(st.sampled_from([1.0, 0.1])),
+    )
+
+
+def one_record(body, headers):
+    log = MemoryLog()
+    log.append(PLACE, body, 5, headers)
+    return log.records[PLACE]
+
+
+@settings(deadline=None)
+@given(
+    uniform_batches(),
+    st.sampled_from(TASKS),
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.integers(1, 4),
+)
+def test_arrow_and_json_give_the_same_columns_and_the_same_archive(
+    batch, task, flat, dictionaries, most_rows
+):
+    body, headers = encode_binary(batch, "s")
+    table = arrow_table(batch, flat=flat, dictionaries=dictionaries)
+    stream, arrow = arrow_stream(table, batch_rows=most_rows), arrow_headers(batch, "s")
+
+    view = ModelView(1, contract(task))
+    *expected, rejected = read(one_record(body, headers), view)
+    *found, refused = read(one_record(stream, arrow), view)
+    assert found == expected
+    assert [(r.reason, r.rows) for r in refused] == [(r.reason, r.rows) for r in rejected]
+
+    if not rejected:
+        archived = [
+            inference_table([Row(event, 0, 5) for event in rows_of(message, kind)])
+            for message, kind in ((body, headers), (stream, arrow))
+        ]
+        assert archived[0].to_pylist() == archived[1].to_pylist()
+
+
+def rows_of(body, headers):
+    return batch_rows(decode_message(body, headers, "inference"))

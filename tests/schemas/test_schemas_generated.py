@@ -1,3 +1,4 @@
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ import msgspec
 import pytest
 from referencing import Registry, Resource
 
+from trimtab.arrow import COLUMNS, decode_message
 from trimtab.contracts.model import Contract
 from trimtab.events.cloudevents import Role, decode
 from trimtab.events.outcomes import read_outcome
+from trimtab.events.types import InferenceBatch
 from trimtab.schemas_gen import EVENT_STRUCTS, EXAMPLES, differences, generate, main
 
 FOLDER = Path(__file__).resolve().parents[2] / "schemas"
@@ -66,8 +69,12 @@ def test_every_schema_is_a_valid_schema(path: str) -> None:
 def test_every_example_is_valid_and_is_read(path: Path) -> None:
     name, form = path.stem.rsplit(".", 1)
     example = read(path)
-    value = msgspec.json.encode(example["value"])
     headers = [(header, text.encode()) for header, text in example["headers"].items()]
+    if form == "arrow":
+        stream = base64.b64decode(example["value_base64"])
+        assert decode_message(stream, headers, ROLES[example["topic"]]) == EXAMPLES[name]
+        return
+    value = msgspec.json.encode(example["value"])
     if example["topic"] == "trimtab.outcomes":
         validator("outcome").validate(example["value"])
         assert read_outcome(value).subject == example["key"]
@@ -84,6 +91,14 @@ def test_the_schemas_refuse_what_the_reader_refuses() -> None:
     assert schema.is_valid(least)
     for wrong in ({"id": ""}, {"status": "fine"}, {"features": {"x": [1]}}, {"time": 10**15}):
         assert not schema.is_valid(least | wrong)
+
+
+def test_every_column_of_a_json_batch_may_be_an_arrow_column() -> None:
+    shared = {"id", "model", "version", "rows", "sample_rate"}
+    fields = InferenceBatch.__struct_fields__
+    assert sorted(COLUMNS) == sorted(set(fields) - shared)
+    form = read(FOLDER / "arrow" / "io.trimtab.inference.batch.v1.json")
+    assert list(form["columns"]) == list(COLUMNS)
 
 
 def test_the_contracts_schema_takes_a_contract() -> None:

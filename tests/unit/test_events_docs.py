@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from trimtab.events.cloudevents import Event, Reason, decode
-from trimtab.events.types import Inference, Label
+from trimtab.arrow import CELLS_MAX, COLUMNS, MESSAGES_MAX, TEXT_CHARS_MAX, decode_message
+from trimtab.events.cloudevents import Event, Reason
+from trimtab.events.types import Inference, InferenceBatch, Label
 from trimtab.schemas_gen import EVENT_STRUCTS
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "events.md").read_text("utf-8")
@@ -53,7 +54,7 @@ def read(broker: Any, count: int, limit_s: float = 30.0) -> list[Event]:
             assert time.monotonic() < deadline_s, f"only {events} came in time"
             for partition, records in consumer.poll(timeout_ms=200).items():
                 role = "labels" if partition.topic == "trimtab.labels" else "inference"
-                events += [decode(record.value, record.headers, role) for record in records]  # type: ignore[arg-type]
+                events += [decode_message(record.value, record.headers, role) for record in records]  # type: ignore[arg-type]
     finally:
         consumer.close()
     return events
@@ -79,6 +80,22 @@ def test_the_kafka_python_examples_work(embedded_broker: Any) -> None:
     events = read(embedded_broker, 3)
     ids = sorted(event.id for event in events if isinstance(event, Inference))
     assert ids == ["order-4711", "order-4712"]
+
+
+def test_the_arrow_example_works(embedded_broker: Any) -> None:
+    run_python("As Arrow", embedded_broker)
+    (batch,) = read(embedded_broker, 1)
+    assert isinstance(batch, InferenceBatch)
+    assert batch.ids == ["order-4714", "order-4715"]
+    assert batch.features == {"income": [41_000.0, None], "channel": ["web", "app"]}
+
+
+def test_every_arrow_column_and_limit_is_documented() -> None:
+    rows = re.findall(r"^\| ([a-z_, ]+) \| ", section("As Arrow"), re.MULTILINE)
+    named = [name for row in rows if row != "column" for name in row.split(", ")]
+    assert sorted(named) == sorted(COLUMNS)
+    for limit in (CELLS_MAX, TEXT_CHARS_MAX, MESSAGES_MAX):
+        assert f"{limit:,}" in section("As Arrow")
 
 
 @pytest.mark.usefixtures("kcat")

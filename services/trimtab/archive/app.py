@@ -17,9 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
 from trimtab.archive.writer import Pending, write_files
+from trimtab.arrow import decode_message
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
-from trimtab.events.cloudevents import DecodeError, Role, batch_rows, decode
+from trimtab.events.cloudevents import DecodeError, Role, batch_rows
 from trimtab.events.types import Inference, InferenceBatch, Label
 from trimtab.settings import Settings
 from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
@@ -241,7 +242,7 @@ class Archive:
 
 def _events(record: Record, role: Role) -> list[Inference | Label]:
     try:
-        event = decode(record.value, record.headers, role)
+        event = decode_message(record.value, record.headers, role)
     except DecodeError:
         return []
     if isinstance(event, InferenceBatch):

@@ -47,6 +47,8 @@ STRUCTURED_START = b'{"specversion":'
 """A value that begins so is a structured event, whatever its headers say: they need not be looked at."""
 MESSAGE_BYTES_MAX = 1_048_576
 """Larger values are rejected as `too_large`; Kafka's own default limit."""
+ARROW_CONTENT_TYPE = "application/vnd.apache.arrow.stream"
+"""Of a batch as an Arrow IPC stream; `trimtab.arrow` reads it, since nothing here may know pyarrow."""
 _DETAIL_LENGTH_MAX = 300
 _YEAR_MIN, _YEAR_MAX = 1900, 2199
 
@@ -64,6 +66,8 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     BAD_UTF8 = "bad_utf8"
     BAD_JSON = "bad_json"
+    BAD_ARROW = "bad_arrow"
+    """Not one Arrow IPC stream, or with parts that are not read (compressed bodies, extension types)."""
     TOO_DEEP = "too_deep"
     NOT_FINITE = "not_finite"
     """NaN, Infinity, or a number that no 64-bit float or integer holds."""
@@ -183,6 +187,18 @@ def decode(
     return event
 
 
+def is_arrow(headers: Headers) -> bool:
+    """Tell whether a message's content type is that of an Arrow stream."""
+    for name, header in headers:
+        if name.lower() == "content-type":
+            return _media_type(header or b"") == ARROW_CONTENT_TYPE
+    return False
+
+
+def _media_type(header: bytes) -> str:
+    return header.decode("utf-8", "replace").lower().partition(";")[0].strip()
+
+
 def _decode(value: bytes, headers: Headers, role: Role) -> Event:
     if value.startswith(STRUCTURED_START) or (
         len(headers) == 1 and headers[0][1] == STRUCTURED_CONTENT_TYPE
@@ -196,7 +212,7 @@ def _decode(value: bytes, headers: Headers, role: Role) -> Event:
         if header is None:
             continue
         if key == "content-type":
-            content_type = header.decode("utf-8", "replace").lower().partition(";")[0].strip()
+            content_type = _media_type(header)
         elif key == "ce_type":
             event_type = header.decode("utf-8", "replace")
         elif key == "ce_specversion":

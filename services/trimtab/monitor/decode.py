@@ -19,8 +19,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
-from trimtab.events.cloudevents import DecodeError, Headers, Reason, Role, decode
+from trimtab.arrow import ArrowBatch, read_arrow
+from trimtab.events.cloudevents import DecodeError, Headers, Reason, Role, decode, is_arrow
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample, time_ms
+from trimtab.monitor.arrow_rows import arrow_block
 from trimtab.monitor.columns import (
     Floats,
     Ints,
@@ -46,6 +48,8 @@ UNIT_OF_ROLE: dict[Role, str] = {
 }
 CHUNK = 500
 """Records decoded at a time; 200 to 1,000 cost the same, 20,000 two thirds more."""
+_ARROW_START = 0xFF
+"""First byte of an Arrow stream, and of no JSON: the typed decoders need not look at it."""
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 
 
@@ -164,7 +168,7 @@ class _Reading:
             event: Any = known
             if event is not None:
                 view = before
-            elif record.value:
+            elif record.value and record.value[0] != _ARROW_START:
                 if view is not None and view is not before:
                     event = view.decoder.decode_all([record])[0][0]
                 if event is None and (named := self._named(record.value, before)) is not None:
@@ -224,7 +228,9 @@ class _Reading:
             out.rejects.append(Reject(index, unit, "", "internal_error", text))
             return
         try:
-            event = decode(record.value, _headers(record), self.role)
+            headers = _headers(record)
+            read = read_arrow if is_arrow(headers) else decode
+            event = read(record.value, headers, self.role)
         except DecodeError as error:
             out.units[unit] += 1
             out.rejects.append(Reject(index, unit, "", error.reason.value, error.detail))
@@ -236,7 +242,7 @@ class _Reading:
             out.ignored[ClassKey(unit, "", "ignored", "unknown_model")] += count
             return
         match event:
-            case Inference() | InferenceBatch() if self._is_bound_elsewhere(view):
+            case Inference() | InferenceBatch() | ArrowBatch() if self._is_bound_elsewhere(view):
                 self._wrong_topic(index, view, count)
             case Inference():
                 out.units[unit] += 1
@@ -245,6 +251,10 @@ class _Reading:
                 events.append(event)
             case InferenceBatch():
                 self._batch(index, view, event, typed=False)
+            case ArrowBatch():
+                out.units["row"] += count
+                out.fast += 1
+                self.blocks.setdefault(event.model, []).append(arrow_block(view, index, event))
             case Label():
                 out.units[unit] += 1
                 self.labels.setdefault(event.model, []).append((index, event))
@@ -297,7 +307,7 @@ def _unit(event: Any) -> tuple[str, int]:
     match event:
         case Inference():
             return "row", 1
-        case InferenceBatch():
+        case InferenceBatch() | ArrowBatch():
             return "row", event.rows
         case Label():
             return "label", 1
@@ -482,9 +492,7 @@ def _batch_scores(view: ModelView, scores: Mapping[str, Sequence[float]], n: int
     if view.contract.task == "multiclass":
         best: Floats = np.maximum.reduce([floats(column) for column in scores.values()])
         return best
-    name = next((name for name in view.score_names if name in scores), None)
-    if name is None and len(scores) == 1:
-        name = next(iter(scores))
+    name = view.score_of(scores)
     return np.full(n, np.nan) if name is None else floats(scores[name])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from trimtab.contracts.model import Contract
 from trimtab.events.cloudevents import TypedInferenceDecoder, typed_inference_decoder
@@ -36,6 +36,11 @@ class ModelView:
         if self._decoder is None:
             self._decoder = typed_inference_decoder(self.contract, sorted(self._extras))
         return self._decoder
+
+    def score_of(self, classes: Collection[str]) -> str | None:
+        """Return which of a batch's scores is the one that is counted for a binary model."""
+        named = next((name for name in self.score_names if name in classes), None)
+        return next(iter(classes)) if named is None and len(classes) == 1 else named
 
     def meet(self, names: Iterable[str]) -> None:
         """Learn undeclared features, so that the next batch that carries them is read fast."""
