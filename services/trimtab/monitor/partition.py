@@ -525,7 +525,10 @@ class OwnedPartition:
             connection, pid, self.flush_seq, [self.open[key] for key in flush.touched_panes]
         )
         panes.write_watermarks(
-            connection, pid, (self.models[m].row(m) for m in sorted(flush.touched_models))
+            connection,
+            pid,
+            self.flush_seq,
+            (self.models[m].row(m) for m in sorted(flush.touched_models)),
         )
         for model, shard, run in flush.runs:
             write_run(
@@ -592,6 +595,8 @@ class OwnedPartition:
             if key.pane_start_ms + row.pane_length_ms <= state.sealed_ms:
                 flush.touched_panes.add(key)
         for key in flush.touched_panes:
+            # Whoever asks which models a flush has touched asks the watermarks.
+            flush.touched_models.add(key.model)
             row = self.open[key]
             sealed = key.pane_start_ms + row.pane_length_ms <= self.models[key.model].sealed_ms
             if sealed:

@@ -348,6 +348,12 @@ def claim_joiner(
     )
 
 
+def joiner_positions(connection: Connection) -> dict[tuple[str, int], int]:
+    """Return the position of every joiner by (model, shard): it changes with every merge."""
+    found = connection.execute(select(joiners.c.model, joiners.c.shard, joiners.c.position))
+    return {(model, shard): position for model, shard, position in found}
+
+
 def release_joiner(store: Store, claim: JoinerClaim) -> None:
     """Give a (model, shard) back at a clean stop."""
     with store.write() as connection:

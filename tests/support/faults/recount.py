@@ -159,7 +159,9 @@ def _time(value):
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise Bad("wrong_type")
     if isinstance(value, str):
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", value):
+        if not re.fullmatch(
+            r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", value
+        ):
             raise Bad("bad_time")
         if not re.search(r"([Zz]|[+-]\d\d:\d\d)$", value):
             raise Bad("naive_time")
@@ -287,7 +289,9 @@ class Feature:
     def __init__(self, cuts, low=None, high=None):
         self.cuts, self.low, self.high = cuts, low, high
         self.numeric = hasattr(cuts, "edges")
-        self.counts = [0] * (len(cuts.edges if self.numeric else cuts.categories) + self.numeric + 4)
+        self.counts = [0] * (
+            len(cuts.edges if self.numeric else cuts.categories) + self.numeric + 4
+        )
         self.sum_q = self.sum_q2 = self.below = self.above = self.clamped = 0
         self.least = self.greatest = None
 

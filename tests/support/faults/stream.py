@@ -127,7 +127,12 @@ def hostile(i: int) -> dict:
     """Rows that count, although their strings are nasty."""
     return {
         "version": "1'; drop table panes; --" if i % 2 else "\u202e\U0001f4a5 1",
-        "features": {"x": 1.0, "c": "'); delete from partitions; --", "d": "é" * 300, "\u0000é"[1:]: 1},
+        "features": {
+            "x": 1.0,
+            "c": "'); delete from partitions; --",
+            "d": "é" * 300,
+            "\u0000é"[1:]: 1,
+        },
         "prediction": "<script>alert(1)</script>",
     }
 
@@ -200,7 +205,12 @@ class _Writer:
             "model": "live",
             "version": "1" if i < self.rows * 0.7 else "2",
             "time": time,
-            "features": {"x": self.random.gauss(0, 1), "n": i % 7, "c": "ab"[i % 2], "d": f"d{i % 9}"},
+            "features": {
+                "x": self.random.gauss(0, 1),
+                "n": i % 7,
+                "c": "ab"[i % 2],
+                "d": f"d{i % 9}",
+            },
             "prediction": str(i % 3),
             "scores": {"0": self.random.random(), "1": 0.2},
             "latency_ms": self.random.expovariate(0.1),
@@ -215,10 +225,15 @@ class _Writer:
         elif odd < 0.05:
             row |= hostile(i)
         elif odd < 0.06:
-            row["time"] = datetime.fromtimestamp(time / 1_000, UTC).isoformat(timespec="milliseconds")
+            row["time"] = datetime.fromtimestamp(time / 1_000, UTC).isoformat(
+                timespec="milliseconds"
+            )
         if self.chance(0.01):
             batch = {k: row[k] for k in ("model", "version", "time")} | {"id": row["id"], "rows": 3}
-            batch |= {"features": {"x": [0.5, None, 2], "c": ["a", "b", "z"]}, "prediction": ["0", 1, "2"]}
+            batch |= {
+                "features": {"x": [0.5, None, 2], "c": ["a", "b", "z"]},
+                "prediction": ["0", 1, "2"],
+            }
             self.put(i, "inference", i % PARTITIONS, batch)
             return
         self.row(i, row)
@@ -247,9 +262,16 @@ class _Writer:
             if self.chance(0.002):
                 self.put(i, "labels", 0, self.random.choice((b"junk", b'{"label":1}', None)))
             if self.chance(0.003):
-                self.put(i, "inference", 0, {"id": "u", "model": "nobody", "version": "1", "time": 5})
+                self.put(
+                    i, "inference", 0, {"id": "u", "model": "nobody", "version": "1", "time": 5}
+                )
             if i % 100 == 0:
-                sample = {"instance": "i", "model": "live", "version": "1", "sample": {"cpu_percent": 5}}
+                sample = {
+                    "instance": "i",
+                    "model": "live",
+                    "version": "1",
+                    "sample": {"cpu_percent": 5},
+                }
                 self.put(i, "resources", 0, sample | {"time": T_LIVE + i * STEP_MS})
         return [message for _, _, message in sorted(self.out, key=lambda item: item[:2])]
 

@@ -122,7 +122,9 @@ class Monitor:
                 found.append(line)  # a traceback, or words of a library
                 continue
             if entry.get("level") in ("error", "critical"):
-                found.append(" ".join(str(entry.get(k, "")) for k in ("logger", "event", "exception")))
+                found.append(
+                    " ".join(str(entry.get(k, "")) for k in ("logger", "event", "exception"))
+                )
         return found
 
 
@@ -321,7 +323,9 @@ class World:
     def said(self):
         """The last words of the monitors."""
         return "\n".join(
-            f"--- {m.log.name}\n{m.log.read_text()[-2_000:]}" for m in self.monitors if m.log.exists()
+            f"--- {m.log.name}\n{m.log.read_text()[-2_000:]}"
+            for m in self.monitors
+            if m.log.exists()
         )
 
     def finish(self):
@@ -375,9 +379,7 @@ class World:
         logs = self.former + logs
         for log in logs:
             gone = [(a, b) for pid, a, b in lost if pid == log.partition_id]
-            log.records = [
-                r for r in log.records if not any(a <= r.offset < b for a, b in gone)
-            ]
+            log.records = [r for r in log.records if not any(a <= r.offset < b for a, b in gone)]
         logs.sort(key=lambda log: log.partition_id)
         cuts = {name: active_cuts(self.store, name) for name in contracts}
         return recount(logs, lambda _pid, model, _offset: contracts.get(model), cuts)
