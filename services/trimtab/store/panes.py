@@ -612,7 +612,7 @@ def last_flushes(connection: Connection) -> dict[int, int]:
     found = connection.execute(
         select(partitions.c.id, partitions.c.flush_seq).where(partitions.c.consumer == "monitor")
     )
-    return {partition_id: flush_seq for partition_id, flush_seq in found}
+    return dict(found.tuples().all())
 
 
 def marks_since(
