@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check static kafka kafka-stop bench faults schemas lock clean clean-venv
+.PHONY: help install demo test check static kafka kafka-stop bench bench-peers faults schemas lock clean clean-venv
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -40,8 +40,12 @@ kafka-stop: ## stop it; its data stays in deploy/kafka/run
 	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); $$python deploy/kafka/broker.py stop
 
 bench: $(READY) ## every benchmark, small (BENCH_ARGS="" for full size)
-	@set -e; for script in bench/*.py; do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+	@set -e; for script in $(filter-out bench/rig.py,$(wildcard bench/*.py)); do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 bench: BENCH_ARGS ?= --quick
+
+bench-peers: $(READY) ## bench/peers.py with whylogs, in an environment of its own (.venv-peers)
+	@[ -x .venv-peers/bin/python ] || { $(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install -q -r bench/peers.txt; } || { rm -rf .venv-peers; exit 1; }
+	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
 
 faults: $(READY) ## all that crashes processes, brokers and databases, the long way, with a table
 	@$(BIN)/python -m pytest tests/recovery --faults-long $(PYTEST_ARGS)
@@ -57,5 +61,5 @@ clean: kafka-stop ## caches, Kafka's data and jars; keeps .venv
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist .trimtab deploy/kafka/run deploy/kafka/libs
 	@find services agent tests bench deploy -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-venv: ## .venv
-	@rm -rf .venv
+clean-venv: ## .venv and .venv-peers
+	@rm -rf .venv .venv-peers

@@ -294,9 +294,14 @@ def idle(world: World) -> None:
                 caught_up_ms=world.now_ms,
                 owner_seen_ms=world.now_ms,
                 updated_ms=world.now_ms,
+                flush_seq=partitions.c.flush_seq + 1,
             )
         )
-        connection.execute(update(watermarks).values(last_row_seen_ms=START))
+        # Only flushes write watermarks, and each leaves its number.
+        of_last = select(partitions.c.flush_seq).where(partitions.c.id == watermarks.c.partition_id)
+        connection.execute(
+            update(watermarks).values(last_row_seen_ms=START, flush_seq=of_last.scalar_subquery())
+        )
 
 
 def test_a_stalled_partition_makes_its_windows_untellable_until_it_moves(local):

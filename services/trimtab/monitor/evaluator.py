@@ -1,6 +1,6 @@
 """The evaluator: closed windows to verdicts, verdicts to alerts, all in one transaction per model.
 
-Under a lease. Each tick, for each model: windows that the watermark has passed, in order; and earlier
+Under a lease. Each tick, for each model of which something has moved (`quiet`): windows that the watermark has passed, in order; and earlier
 windows whose input changed, found by the positions of flushes and joins, each revised at most once per
 `coalesce_ms` and only when its digest differs. It reads in one snapshot, computes without holding a lock,
 and writes verdicts, alerts, outbox and its own progress in one transaction that checks the lease.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from trimtab import logs
@@ -23,6 +23,7 @@ from trimtab.detect.series import close_windows, coalesce_ms
 from trimtab.detect.verdict import Detector, encode, evaluate, input_digest
 from trimtab.errors import ConflictError, TrimtabError
 from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
+from trimtab.monitor.quiet import Quiet, closed_to
 from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState
@@ -31,8 +32,7 @@ from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, contracts_digest, load_contracts
-from trimtab.store.panes import first_start_ms, starts_with_rows, watermark
-from trimtab.store.tables import watermarks
+from trimtab.store.panes import first_start_ms, mark_rows, starts_with_rows, watermark
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
@@ -49,9 +49,6 @@ from trimtab.windows.watermark import Watermark
 LEASE = "evaluator"
 WINDOWS_PER_TICK = 64
 """Per model: a backlog is worked off in transactions of this size, so that other models get their turn."""
-LIVE_MS = 600_000
-"""A model whose newest row was this close to its Kafka time (or ten windows, if longer) runs live: when it
-falls silent, the wall clock closes its windows as `no_data`. A replay of the past does not."""
 
 log = logs.get("evaluator")
 
@@ -71,6 +68,9 @@ class _Plan(Struct):
     judged: list[_Judged]
     progress: Progress
     changed: bool
+    mark: Watermark
+    next_end_ms: int
+    """End of the window that would be judged next."""
 
 
 class Evaluator:
@@ -84,8 +84,12 @@ class Evaluator:
         lease_s: float = 30.0,
         detector: Detector | None = None,
         before_commit: Callable[[str], None] | None = None,
+        skip_quiet: bool = True,
     ) -> None:
-        """`owner` names this process; `before_commit(model)` is called inside each transaction, last."""
+        """`owner` names this process; `before_commit(model)` is called inside each transaction, last.
+
+        Without `skip_quiet` every model is looked at in every tick, which writes the same verdicts.
+        """
         self._store = store
         self._owner = owner
         self._hold_ms = round(lease_s * 1000)
@@ -95,6 +99,7 @@ class Evaluator:
         self._contracts: dict[str, ContractRow] = {}
         self._contracts_digest = ""
         self._readers: dict[str, ModelReader] = {}
+        self._quiet = Quiet() if skip_quiet else None
         self.failures: dict[str, str] = {}
         """Models whose last evaluation failed, and why; shown by metrics and status."""
 
@@ -104,14 +109,19 @@ class Evaluator:
         if lease is None:
             return 0
         self._refresh()
+        if self._quiet is not None:
+            with self._store.read() as connection:
+                self._quiet.look(connection)
         written = 0
         for model, row in self._contracts.items():
+            if self._quiet is not None and self._quiet.has_nothing(row, now_ms):
+                continue
             try:
                 written += self._evaluate(model, row, lease, now_ms)
                 self.failures.pop(model, None)
             except ConflictError:
                 self._lease = None
-                self._readers.clear()
+                self._forget_all()
                 log.info("evaluator_lost_lease", owner=self._owner)
                 return written
             except SQLAlchemyError:
@@ -138,8 +148,13 @@ class Evaluator:
         before = self._lease
         self._lease = acquire(self._store, LEASE, self._owner, now_ms, self._hold_ms)
         if before is None or self._lease is None or before.token != self._lease.token:
-            self._readers.clear()  # another owner may have written since
+            self._forget_all()  # another owner may have written since
         return self._lease
+
+    def _forget_all(self) -> None:
+        self._readers.clear()
+        if self._quiet is not None:
+            self._quiet.clear()
 
     def _refresh(self) -> None:
         digest = contracts_digest(self._store)
@@ -158,6 +173,7 @@ class Evaluator:
         reader = self._reader(row)
         with self._store.read() as connection:
             plan = self._plan(connection, reader, now_ms)
+        self._note(row, plan)
         if plan is None or not plan.changed:
             return 0
         try:
@@ -165,6 +181,16 @@ class Evaluator:
         except BaseException:
             reader.forget()
             raise
+
+    def _note(self, row: ContractRow, plan: _Plan | None) -> None:
+        if self._quiet is None:
+            return
+        if plan is None:
+            self._quiet.remember(row, None, None)
+        elif plan.changed or plan.progress.pending:
+            self._quiet.forget(row.contract.name)
+        else:
+            self._quiet.remember(row, plan.mark, plan.next_end_ms)
 
     # --- reading and judging ----------------------------------------------------------------------
 
@@ -198,7 +224,7 @@ class Evaluator:
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending = self._revise(connection, reader, changed, mark, now_ms)
-        closed_to_ms = _closed_to(connection, contract, mark, from_ms, now_ms)
+        closed_to_ms = closed_to(contract, mark, from_ms, mark_rows(connection, model), now_ms)
         with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
         closing = close_windows(
             from_ms,
@@ -224,7 +250,8 @@ class Evaluator:
             empty_windows=empty_windows,
         )
         moved = msgspec.structs.replace(after, due_to_ms=progress.due_to_ms) != progress
-        return _Plan([*revised, *judged], after, moved or bool(judged or revised or due))
+        changed_any = moved or bool(judged or revised or due)
+        return _Plan([*revised, *judged], after, changed_any, mark, from_ms + length_ms)
 
     def _judge_new(
         self,
@@ -379,32 +406,6 @@ def _stalled(mark: Watermark, end_ms: int) -> str | None:
     return (
         f"partitions {', '.join(map(str, mark.held_by))} make no progress and may hold rows of it"
     )
-
-
-def _closed_to(
-    connection: Connection, contract: Contract, mark: Watermark, evaluated_to_ms: int, now_ms: int
-) -> int:
-    """Up to where windows are closed: by the watermark, past a stall, or by a live model's silence."""
-    if mark.reason == "stalled" and mark.beyond_ms is not None:
-        return max(mark.beyond_ms, mark.ms or evaluated_to_ms)
-    if mark.ms is None:
-        return evaluated_to_ms
-    if mark.reason != "idle":
-        return mark.ms
-    newest = connection.execute(
-        select(watermarks.c.newest_ms, watermarks.c.last_row_record_ms)
-        .where(watermarks.c.model == contract.name)
-        .order_by(watermarks.c.newest_ms.desc())
-        .limit(1)
-    ).one_or_none()
-    windows = contract.windows
-    live = newest is not None and abs(newest.last_row_record_ms - newest.newest_ms) < max(
-        LIVE_MS, 10 * windows.length_ms
-    )
-    if not live:
-        return mark.ms
-    silent_to_ms = now_ms - windows.out_of_order_ms - windows.idle_ms - windows.length_ms
-    return max(mark.ms, silent_to_ms)
 
 
 def _windows_with_rows(

@@ -365,6 +365,7 @@ class Ingest:
         self.counters["flushes"] += 1
         self.counters["messages"] += flush.messages
         self.counters["fast"] += flush.fast
+        self.counters["read_back"] += flush.read_back
         METRICS.flushed(partition, flush)
 
     def _counting_failed(

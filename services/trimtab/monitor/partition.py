@@ -38,6 +38,7 @@ from trimtab.store.labels import (
     NO_VALUE,
     LabelRun,
     PredictionRun,
+    pane_predictions,
     predictions_since,
     write_run,
 )
@@ -46,9 +47,12 @@ from trimtab.store.models import active_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
 from trimtab.windows.ids import HashSet
 from trimtab.windows.label_sample import in_sample
-from trimtab.windows.lateness import NEVER_MS, classify, sealed_to
+from trimtab.windows.lateness import NEVER_MS, classify, sealed_to, watermark_of
 from trimtab.windows.panes import split_by, start_of
 
+ID_BYTES_MAX = 32 * 1024 * 1024
+"""Ids that a partition keeps in memory to find duplicates: 8 bytes each. Beyond it, panes behind the
+watermark are let go, the one longest without a row first, and read back from their runs when one comes."""
 _SHARD_SHIFT = np.uint64(32)
 
 
@@ -61,8 +65,22 @@ class ModelState:
         self.last_row_record_ms = stored.last_row_record_ms if stored else 0
         self.last_row_seen_ms = stored.last_row_seen_ms if stored else 0
         self.pane_ms = 0
+        self.watermark_ms = NEVER_MS
         self.hashes: dict[int, HashSet] = {}
+        """Ids by pane start, of panes that are not sealed; some may have been let go."""
+        self.flushes: dict[int, tuple[int, int]] = {}
+        """First and last flush with rows of a pane, by its start: its ids are in the runs of these."""
         self.segments = Segments()
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of the ids in memory."""
+        return sum(known.nbytes for known in self.hashes.values())
+
+    def see(self, start_ms: int, flush_seq: int) -> None:
+        """Note that a flush has brought rows of a pane."""
+        first, _ = self.flushes.get(start_ms, (flush_seq, flush_seq))
+        self.flushes[start_ms] = (first, flush_seq)
 
     def row(self, model: str) -> WatermarkRow:
         """What is stored of it."""
@@ -93,6 +111,10 @@ class Flush(Struct):
     resources: dict[tuple[str, int, str, str], ResourceState] = field(default_factory=dict)
     touched_panes: set[PaneKey] = field(default_factory=set)
     touched_models: set[str] = field(default_factory=set)
+    touched_ids: set[tuple[str, int]] = field(default_factory=set)
+    """Panes by model and start in whose ids rows were looked up."""
+    read_back: int = 0
+    """Panes whose ids had been let go and were read back."""
     versions: dict[str, set[str]] = field(default_factory=dict)
     fast: int = 0
 
@@ -108,8 +130,10 @@ class OwnedPartition:
         views: Views,
         *,
         shards: int = 1,
+        id_bytes_max: int = ID_BYTES_MAX,
     ) -> None:
         self.store, self.claim, self.role, self.shards = store, claim, role, shards
+        self.id_bytes_max = id_bytes_max
         self.next_offset = claim.next_offset
         self.flush_seq = claim.flush_seq
         self.record_ms = claim.record_ms
@@ -134,18 +158,48 @@ class OwnedPartition:
             self.held = flushes.held_models(connection, pid)
             for model, state in self.models.items():
                 if model in views:  # without a contract its rows are ignored
-                    state.pane_ms = views[model].rules.pane_ms
-                    self._load_hashes(connection, model, state, state.sealed_ms - state.pane_ms + 1)
+                    rules = views[model].rules
+                    state.pane_ms = rules.pane_ms
+                    state.watermark_ms = watermark_of(rules, state.newest_ms)
+                    self._load_hashes(connection, model, state)
 
-    def _load_hashes(
-        self, connection: Connection, model: str, state: ModelState, from_ms: int
-    ) -> None:
-        """Read the ids of panes that start at `from_ms` or later back from the runs."""
+    def _load_hashes(self, connection: Connection, model: str, state: ModelState) -> None:
+        """Read the ids of panes that are not sealed back from the runs, as many as there is room for."""
+        from_ms = state.sealed_ms - state.pane_ms + 1
+        held = sum(other.id_bytes for other in self.models.values())
         for hashes, starts in predictions_since(
             connection, self.claim.partition_id, model, from_ms
         ):
             for start, index in split_by(starts):
-                state.hashes.setdefault(start, HashSet()).add_new(hashes[index])
+                if start in state.flushes and start not in state.hashes:
+                    continue  # let go a moment ago
+                # Which flushes is not asked: any up to the last one.
+                state.flushes[start] = (0, self.flush_seq)
+                known = state.hashes.setdefault(start, HashSet())
+                held -= known.nbytes
+                known.add_new(hashes[index])
+                held += known.nbytes
+            if held > self.id_bytes_max:
+                held = self._let_go()
+
+    def _ids_of_pane(self, flush: Flush, model: str, state: ModelState, start: int) -> HashSet:
+        """Return the ids known of a pane; read them back where they are not in memory."""
+        known = state.hashes.get(start)
+        if known is not None:
+            return known
+        known = state.hashes[start] = HashSet()
+        pid = self.claim.partition_id
+        if start + state.pane_ms <= state.sealed_ms:
+            # It was evicted, and only a longer lateness opens it again.
+            with self.store.read() as connection:
+                for hashes, starts in predictions_since(connection, pid, model, start):
+                    known.add_new(hashes[starts == start])
+        elif start in state.flushes:
+            flush.read_back += 1
+            with self.store.read() as connection:
+                for hashes in pane_predictions(connection, pid, model, start, state.flushes[start]):
+                    known.add_new(hashes)
+        return known
 
     # --- the flush --------------------------------------------------------------------------------
 
@@ -190,7 +244,7 @@ class OwnedPartition:
         self.next_offset = next_offset
         if flush.record_ms is not None:
             self.record_ms = flush.record_ms
-        self._evict()
+        self._evict(flush)
         return flush
 
     def lose(self, beginning: int, now_ms: int) -> None:
@@ -284,10 +338,11 @@ class OwnedPartition:
             decoded.rejects.append(Reject(int(rows.record[i]), "row", model, "future", text))
         flush.classes[ClassKey("row", model, "too_late")] += int(times.too_late.sum())
         keep = ~(times.future | times.too_late)
-        fresh = self._fresh(state, model, rows, times.panes_ms, keep)
+        fresh = self._fresh(flush, state, model, rows, times.panes_ms, keep)
         flush.classes[ClassKey("row", model, "duplicate")] += int(keep.sum() - fresh.sum())
         flush.touched_models.add(model)
         state.newest_ms = times.newest_ms
+        state.watermark_ms = watermark_of(view.rules, times.newest_ms)
         state.last_row_seen_ms = now_ms
         state.last_row_record_ms = int(rows.record_ms[-1])
         if not fresh.any():
@@ -305,20 +360,16 @@ class OwnedPartition:
             flush.classes[ClassKey("row", model, "counted")] += kept.size
             self._count(flush, view, cuts, kept, starts, grouping)
 
-    def _fresh(self, state: ModelState, model: str, rows: Rows, starts: Ints, keep: Any) -> Any:
+    def _fresh(
+        self, flush: Flush, state: ModelState, model: str, rows: Rows, starts: Ints, keep: Any
+    ) -> Any:
         """Return which of the rows to keep bring their id for the first time in their pane."""
         fresh = np.zeros(rows.size, np.bool_)
         kept = np.flatnonzero(keep)
         for start, place in split_by(starts[kept]):
             index = kept[place]
-            known = state.hashes.get(start)
-            if known is None:
-                known = state.hashes[start] = HashSet()
-                if start + state.pane_ms <= state.sealed_ms:
-                    # It was evicted, and only a longer lateness opens it again.
-                    with self.store.read() as connection:
-                        self._load_hashes(connection, model, state, start)
-            first = known.add_new(rows.hashes[index])
+            flush.touched_ids.add((model, start))
+            first = self._ids_of_pane(flush, model, state, start).add_new(rows.hashes[index])
             fresh[index if first is None else index[first]] = True
         return fresh
 
@@ -489,7 +540,10 @@ class OwnedPartition:
             connection, pid, self.flush_seq, [self.open[key] for key in flush.touched_panes]
         )
         panes.write_watermarks(
-            connection, pid, (self.models[m].row(m) for m in sorted(flush.touched_models))
+            connection,
+            pid,
+            self.flush_seq,
+            (self.models[m].row(m) for m in sorted(flush.touched_models)),
         )
         for model, shard, run in flush.runs:
             write_run(
@@ -556,6 +610,8 @@ class OwnedPartition:
             if key.pane_start_ms + row.pane_length_ms <= state.sealed_ms:
                 flush.touched_panes.add(key)
         for key in flush.touched_panes:
+            # Whoever asks which models a flush has touched asks the watermarks.
+            flush.touched_models.add(key.model)
             row = self.open[key]
             sealed = key.pane_start_ms + row.pane_length_ms <= self.models[key.model].sealed_ms
             if sealed:
@@ -568,13 +624,37 @@ class OwnedPartition:
                     next_offset=row.next_offset,
                 )
 
-    def _evict(self) -> None:
-        """Forget sealed panes: their rows are in SQL, and no row may come to them any more."""
+    def _evict(self, flush: Flush) -> None:
+        """Forget sealed panes: their rows are in SQL, and no row may come to them any more.
+
+        Of the ids of the others, keep as many as there is room for.
+        """
         self.open = {key: row for key, row in self.open.items() if not row.sealed}
-        for state in self.models.values():
-            gone = [start for start in state.hashes if start + state.pane_ms <= state.sealed_ms]
+        for model, start in flush.touched_ids:
+            self.models[model].see(start, self.flush_seq)
+        for model in flush.touched_models:
+            state = self.models[model]
+            gone = [s for s in state.flushes if s + state.pane_ms <= state.sealed_ms]
             for start in gone:
-                del state.hashes[start]
+                del state.flushes[start]
+                state.hashes.pop(start, None)
+        if sum(state.id_bytes for state in self.models.values()) > self.id_bytes_max:
+            self._let_go()
+
+    def _let_go(self) -> int:
+        """Let go of ids of panes behind the watermark until the rest fits; return the bytes left."""
+        held = sum(state.id_bytes for state in self.models.values())
+        behind = [
+            (state.flushes[start][1], start, model)
+            for model, state in self.models.items()
+            for start in state.hashes
+            if start + state.pane_ms <= state.watermark_ms
+        ]
+        for _, start, model in sorted(behind):
+            if held <= self.id_bytes_max:
+                break
+            held -= self.models[model].hashes.pop(start).nbytes
+        return held
 
 
 def _answered(answers: Coded | Numbers) -> tuple[Any, tuple[str, ...]]:

@@ -263,6 +263,32 @@ def predictions_since(
             yield kept.prediction_hashes[mine], kept.predictions["pane"][mine]
 
 
+def pane_predictions(
+    connection: Connection, partition_id: int, model: str, pane_ms: int, flushes: tuple[int, int]
+) -> Iterable[Hashes]:
+    """Yield the hashes of a partition's predictions in the pane that starts at `pane_ms`.
+
+    `flushes` are the first and the last flush that may have brought some. Only of a pane that is not
+    sealed: its runs are all still there.
+    """
+    first, last = flushes
+    bodies = connection.scalars(
+        select(label_runs.c.body).where(
+            label_runs.c.partition_id == partition_id,
+            label_runs.c.model == model,
+            label_runs.c.kind == "prediction",
+            label_runs.c.seq >= first,
+            label_runs.c.seq <= last,
+            label_runs.c.min_pane_ms <= pane_ms,
+            label_runs.c.max_pane_ms >= pane_ms,
+        )
+    )
+    for body in bodies:
+        run = decode_run("prediction", body)
+        assert isinstance(run, PredictionRun)
+        yield run.hashes[run.panes_ms == pane_ms]
+
+
 def runs_after(
     connection: Connection,
     model: str,
@@ -465,6 +491,12 @@ def claim_joiner(
         expired_to_ms=row.expired_to_ms,
         let_go=read_positions(row.let_go),
     )
+
+
+def joiner_positions(connection: Connection) -> dict[tuple[str, int], int]:
+    """Return the position of every joiner by (model, shard): it changes with every merge."""
+    found = connection.execute(select(joiners.c.model, joiners.c.shard, joiners.c.position))
+    return {(model, shard): position for model, shard, position in found}
 
 
 def release_joiner(store: Store, claim: JoinerClaim) -> None:

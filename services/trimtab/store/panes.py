@@ -485,14 +485,15 @@ class WatermarkRow(Struct, frozen=True):
 
 
 def write_watermarks(
-    connection: Connection, partition_id: int, rows: Iterable[WatermarkRow]
+    connection: Connection, partition_id: int, flush_seq: int, rows: Iterable[WatermarkRow]
 ) -> None:
-    """Store where models stand; inside the flush."""
-    values = [{"partition_id": partition_id} | msgspec.structs.asdict(row) for row in rows]
+    """Store where models stand, of every model that the flush touches; inside the flush."""
+    place = {"partition_id": partition_id, "flush_seq": flush_seq}
+    values = [place | msgspec.structs.asdict(row) for row in rows]
     if not values:
         return
     statement = insert_for(connection, watermarks)
-    changed = [name for name in WatermarkRow.__struct_fields__ if name != "model"]
+    changed = ["flush_seq", *(name for name in WatermarkRow.__struct_fields__ if name != "model")]
     statement = statement.on_conflict_do_update(
         index_elements=["partition_id", "model"],
         set_={name: statement.excluded[name] for name in changed},
@@ -520,43 +521,117 @@ def watermark(source: Store | Connection, model: str, now_ms: int) -> Watermark:
     if body is None:
         return Watermark(None, "no_data")
     contract = msgspec.json.decode(body, type=Contract)
-    return model_watermark(_progress(source, contract), TimeRules.of(contract.windows), now_ms)
+    rows = {row.partition_id: row for row in mark_rows(source, model)}
+    return model_watermark(
+        progress_of_model(partition_stands(source), rows, contract.source.topics),
+        TimeRules.of(contract.windows),
+        now_ms,
+    )
 
 
-def _progress(connection: Connection, contract: Contract) -> list[Progress]:
-    """Where the partitions stand that may carry the model: of its topics, or of topics with rows."""
+class MarkRow(Struct, frozen=True):
+    """How far a partition has brought one model, as the watermark and what closes windows ask it."""
+
+    partition_id: int
+    newest_ms: int
+    last_row_seen_ms: int
+    last_row_record_ms: int
+
+
+_MARK = [watermarks.c[name] for name in MarkRow.__struct_fields__]
+
+
+class PartitionStand(Struct, frozen=True):
+    """How far the monitor has read one partition."""
+
+    partition_id: int
+    topic: str
+    has_rows: bool
+    caught_up_ms: int | None
+    lagging: bool
+    owner_seen_ms: int
+    advanced_ms: int
+
+
+def partition_stands(connection: Connection) -> list[PartitionStand]:
+    """Return how far the monitor is, of every partition as it is now, by id."""
     found = connection.execute(
-        select(
-            partitions,
-            watermarks.c.newest_ms,
-            watermarks.c.last_row_seen_ms,
-        )
-        .join(
-            watermarks,
-            (watermarks.c.partition_id == partitions.c.id) & (watermarks.c.model == contract.name),
-            isouter=True,
-        )
-        .where(partitions.c.consumer == "monitor")
-        .order_by(partitions.c.id)
-    ).all()
+        select(partitions).where(partitions.c.consumer == "monitor").order_by(partitions.c.id)
+    )
     # A topic created again has a newer row per partition; the old one brings nothing any more.
     current = {(row.topic, row.partition): row for row in found}
-    topics = set(contract.source.topics) or {
-        row.topic for row in current.values() if row.rows or row.newest_ms is not None
-    }
     return [
-        Progress(
+        PartitionStand(
             partition_id=row.id,
-            newest_ms=row.newest_ms,
-            last_row_seen_ms=row.last_row_seen_ms or 0,
+            topic=row.topic,
+            has_rows=bool(row.rows),
             caught_up_ms=row.caught_up_ms,
             lagging=row.end_offset is None or row.next_offset < row.end_offset,
             owner_seen_ms=row.owner_seen_ms or 0,
             advanced_ms=row.updated_ms,
         )
         for row in current.values()
-        if row.topic in topics or row.newest_ms is not None
     ]
+
+
+def progress_of_model(
+    stands: Sequence[PartitionStand], rows: Mapping[int, MarkRow], topics: Sequence[str]
+) -> list[Progress]:
+    """Return where the partitions stand that may carry a model: of its topics, or of topics with rows.
+
+    `rows` are what the partitions have brought of the model, by partition id.
+    """
+    wanted = set(topics) or {s.topic for s in stands if s.has_rows or s.partition_id in rows}
+    found = []
+    for stand in stands:
+        row = rows.get(stand.partition_id)
+        if row is None and stand.topic not in wanted:
+            continue
+        found.append(
+            Progress(
+                partition_id=stand.partition_id,
+                newest_ms=None if row is None else row.newest_ms,
+                last_row_seen_ms=0 if row is None else row.last_row_seen_ms,
+                caught_up_ms=stand.caught_up_ms,
+                lagging=stand.lagging,
+                owner_seen_ms=stand.owner_seen_ms,
+                advanced_ms=stand.advanced_ms,
+            )
+        )
+    return found
+
+
+def mark_rows(connection: Connection, model: str) -> list[MarkRow]:
+    """Return what every partition has brought of a model."""
+    found = connection.execute(select(*_MARK).where(watermarks.c.model == model))
+    return [MarkRow(*row) for row in found]
+
+
+def last_flushes(connection: Connection) -> dict[int, int]:
+    """Return the last flush of every partition of the monitor, also of topics that are no more."""
+    found = connection.execute(
+        select(partitions.c.id, partitions.c.flush_seq).where(partitions.c.consumer == "monitor")
+    )
+    return dict(found.tuples().all())
+
+
+def marks_since(
+    connection: Connection, partition_id: int, flush_seq: int
+) -> list[tuple[str, MarkRow]]:
+    """Return what later flushes of a partition have brought of each model that they touched."""
+    return [
+        (model, MarkRow(*values))
+        for model, *values in connection.execute(
+            select(watermarks.c.model, *_MARK).where(
+                watermarks.c.partition_id == partition_id, watermarks.c.flush_seq > flush_seq
+            )
+        )
+    ]
+
+
+def newest_row(rows: Iterable[MarkRow]) -> MarkRow | None:
+    """Return the row of the newest event time; of the lowest partition among equals."""
+    return max(rows, key=lambda row: (row.newest_ms, -row.partition_id), default=None)
 
 
 # --- resources ------------------------------------------------------------------------------------

@@ -187,6 +187,8 @@ watermarks = Table(
     Column("last_row_record_ms", Ms, nullable=False),
     Column("last_row_seen_ms", Ms, nullable=False),
     Column("sealed_ms", Ms, nullable=False),  # panes that end at or before are sealed
+    Column("flush_seq", BigInteger, nullable=False),  # the last flush that touched the model here
+    Index(None, "partition_id", "flush_seq"),  # which models have moved since
 )
 
 rejected = Table(

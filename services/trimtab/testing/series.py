@@ -16,6 +16,7 @@ from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
+from trimtab.store.labels import claim_joiner
 from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import (
@@ -26,7 +27,7 @@ from trimtab.store.panes import (
     write_panes,
     write_watermarks,
 )
-from trimtab.store.tables import partitions, performance
+from trimtab.store.tables import joiners, partitions, performance, watermarks
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -95,14 +96,14 @@ class SeriesWriter:
             write_panes(connection, partition_id, seq, [row])
             counted = ClassKey("row", self.contract.name, "counted")
             add_classes(connection, partition_id, {counted: count})
-            self._watermark(connection, partition_id, newest)
+            self._watermark(connection, partition_id, seq, newest)
 
     def passed(self, time_ms: int, partition: int = 0) -> None:
         """Move the watermark to `time_ms`, as a row that is just late enough would."""
         with self.store.write() as connection:
-            partition_id, _ = self._flush(connection, partition, 0)
+            partition_id, seq = self._flush(connection, partition, 0)
             newest_ms = time_ms + self.contract.windows.out_of_order_ms
-            self._watermark(connection, partition_id, newest_ms)
+            self._watermark(connection, partition_id, seq, newest_ms)
 
     def seal(self, time_ms: int) -> None:
         """Seal the panes that end at or before `time_ms`, as their owners do; later rows begin anew."""
@@ -116,6 +117,14 @@ class SeriesWriter:
                 write_panes(connection, partition_id, seq, [sealed])
                 self._sealed.add((partition, key.pane_start_ms))
                 self._generations.pop((partition, key.pane_start_ms), None)
+                connection.execute(
+                    update(watermarks)
+                    .where(
+                        watermarks.c.partition_id == partition_id,
+                        watermarks.c.model == self.contract.name,
+                    )
+                    .values(flush_seq=seq)
+                )
 
     def _generation(
         self, connection: Connection, partition: int, partition_id: int, pane_start_ms: int
@@ -160,10 +169,16 @@ class SeriesWriter:
             "position": self._position,
         }
         place = [performance.c[name] == value for name, value in key.items()]
+        claim_joiner(self.store, self.contract.name, 0, "test", self.now_ms, 0)
         with self.store.write() as connection:
             done = connection.execute(update(performance).where(*place).values(**values))
             if not done.rowcount:
                 connection.execute(insert(performance).values(**key, **values))
+            connection.execute(
+                update(joiners)
+                .where(joiners.c.model == self.contract.name, joiners.c.shard == 0)
+                .values(position=self._position)
+            )
 
     def _flush(self, connection: Any, partition: int, rows: int) -> tuple[int, int]:
         found = connection.execute(
@@ -199,9 +214,9 @@ class SeriesWriter:
         )
         return int(connection.scalar(select(func.max(partitions.c.id)))), 1
 
-    def _watermark(self, connection: Any, partition_id: int, newest_ms: int) -> None:
+    def _watermark(self, connection: Any, partition_id: int, seq: int, newest_ms: int) -> None:
         row = WatermarkRow(self.contract.name, newest_ms, newest_ms, self.now_ms, 0)
-        write_watermarks(connection, partition_id, [row])
+        write_watermarks(connection, partition_id, seq, [row])
 
 
 def _observe(

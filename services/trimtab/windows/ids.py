@@ -83,6 +83,11 @@ class HashSet:
     def __len__(self) -> int:
         return sum(run.size for run in self._runs)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the members."""
+        return 8 * len(self)
+
     def contains(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Return which of the hashes are members, shape (n,)."""
         found = np.zeros(hashes.size, dtype=np.bool_)

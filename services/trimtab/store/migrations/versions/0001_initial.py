@@ -786,8 +786,15 @@ def upgrade() -> None:
         sa.Column("last_row_record_ms", sa.BigInteger(), nullable=False),
         sa.Column("last_row_seen_ms", sa.BigInteger(), nullable=False),
         sa.Column("sealed_ms", sa.BigInteger(), nullable=False),
+        sa.Column("flush_seq", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["partition_id"], ["partitions.id"], name=op.f("fk_watermarks_partition_id")
         ),
         sa.PrimaryKeyConstraint("partition_id", "model", name=op.f("pk_watermarks")),
+    )
+    op.create_index(
+        op.f("ix_watermarks_partition_id_flush_seq"),
+        "watermarks",
+        ["partition_id", "flush_seq"],
+        unique=False,
     )
