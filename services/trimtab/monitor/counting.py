@@ -57,8 +57,10 @@ class Segments:
 
     @staticmethod
     def _name(key: Key, known: set[str], *, grows: bool) -> str:
-        if not isinstance(key, str):
+        if key is None:
             return MISSING
+        if key is False:  # there is a value, and it names no category
+            return OTHER
         key = key[:_SEGMENT_CHARS_MAX]
         if key in known:
             return key

@@ -276,7 +276,7 @@ def pane_predictions(
         select(label_runs.c.body).where(
             label_runs.c.partition_id == partition_id,
             label_runs.c.model == model,
-            label_runs.c.kind == "prediction",
+            label_runs.c.kind == PREDICTION,
             label_runs.c.seq >= first,
             label_runs.c.seq <= last,
             label_runs.c.min_pane_ms <= pane_ms,
@@ -284,7 +284,7 @@ def pane_predictions(
         )
     )
     for body in bodies:
-        run = decode_run("prediction", body)
+        run = decode_run(PREDICTION, body)
         assert isinstance(run, PredictionRun)
         yield run.hashes[run.panes_ms == pane_ms]
 
