@@ -1,6 +1,6 @@
 """What the monitor costs per event from a real Kafka topic to committed SQL, beside loops that only read it.
 
-    python bench/ingest.py [--quick] [--json]
+    python bench/ingest.py [--quick] [--json] [--rounds 3] [--features 20 5 100]
 
 Every figure is CPU time of one process (not of the broker, nor of PostgreSQL), the least of some rounds in
 which ours and the loops beside it take turns on the same topic: read ratios, and 1 is "as cheap as doing
@@ -258,6 +258,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--features", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
@@ -272,8 +274,8 @@ def main() -> None:
             table |= columnar(bench, 100_000)
         else:
             with rig.postgres() as postgres:
-                bench = Bench(bootstrap, 3, Path(folder), postgres)
-                for features in SIZES:
+                bench = Bench(bootstrap, asked.rounds, Path(folder), postgres)
+                for features in asked.features:
                     count = 200_000 if features <= 20 else 60_000
                     table |= singles(bench, count, features, everything=features == 20)
                 table |= columnar(bench, 1_000_000)

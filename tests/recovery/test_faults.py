@@ -157,11 +157,16 @@ def records_deleted(world):
 
 
 def topic_created_again(world):
-    """A topic is deleted and created again: while a monitor sleeps, under it, and while none runs."""
+    """A topic is deleted and created again: while no monitor runs; in the long form also under one.
+
+    What a client reads of the new log before it has heard of it is counted in both ledgers (docs/decisions,
+    0014): seldom, but a test that is right most of the time is none.
+    """
     world.allowed += ["not found in cluster metadata"]
     running = world.start()
     world.send(0.25)
-    for share, how in ((0.27, "asleep"), (0.29, "under it"), (0.19, "stopped")):
+    under = ((0.27, "asleep"), (0.29, "under it"), (0.19, "stopped"))
+    for share, how in under if world.long else ((0.3, "stopped"),):
         world.settle(world.read())
         if how == "asleep":
             running.send(signal.SIGSTOP)
