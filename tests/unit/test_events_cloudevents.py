@@ -336,8 +336,9 @@ def test_a_batch_is_read_as_typed_columns() -> None:
     event = decoder.decode(*encode_structured(batch, "s"))
     assert msgspec.structs.astuple(event.features) == ([1.0, None], [])
     wrong = msgspec.structs.replace(batch, rows=3)
+    assert decoder.decode(*encode_structured(wrong, "s")) is None
     with pytest.raises(DecodeError) as caught:
-        decoder.decode(*encode_structured(wrong, "s"))
+        decode(*encode_structured(wrong, "s"), "inference")
     assert caught.value.reason is Reason.UNEQUAL_COLUMNS
 
 
