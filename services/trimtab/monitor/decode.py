@@ -142,6 +142,8 @@ class _Reading:
                 self._general(index, record, general)
         else:
             view = self._view
+            if view is None:  # the first chunk of a batch: begin with the model that it begins with
+                view = self._view = self._named(records[0].value or b"", None)
             events, regular = (
                 ([None] * len(records), False) if view is None else view.decoder.decode_all(records)
             )
