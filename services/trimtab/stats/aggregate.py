@@ -279,7 +279,8 @@ def quantiles(
         high = min(cuts.edges[k] if k < len(cuts.edges) else state.maximum, state.maximum)
         count = state.counts[k]
         share = (target - (cumulative[k] - count)) / count
-        found.append(low * (1 - share) + high * share)
+        between = low * (1 - share) + high * share
+        found.append(min(max(between, low), high))  # rounding may leave an atom
     return found
 
 
