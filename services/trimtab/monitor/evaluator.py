@@ -31,7 +31,7 @@ from trimtab.store import alerts, baselines
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
-from trimtab.store.models import ContractRow, contracts_digest, load_contracts
+from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.panes import first_start_ms, mark_rows, starts_with_rows, watermark
 from trimtab.store.verdicts import (
     Progress,
@@ -96,8 +96,7 @@ class Evaluator:
         self._detector = detector
         self._before_commit = before_commit or (lambda _model: None)
         self._lease: Lease | None = None
-        self._contracts: dict[str, ContractRow] = {}
-        self._contracts_digest = ""
+        self._contracts = CurrentContracts(store)
         self._readers: dict[str, ModelReader] = {}
         self._quiet = Quiet() if skip_quiet else None
         self.failures: dict[str, str] = {}
@@ -108,12 +107,14 @@ class Evaluator:
         lease = self._held(now_ms)
         if lease is None:
             return 0
-        self._refresh()
+        for model in self._contracts.refresh():
+            self._readers.pop(model, None)
+            self.failures.pop(model, None)
         if self._quiet is not None:
             with self._store.read() as connection:
                 self._quiet.look(connection)
         written = 0
-        for model, row in self._contracts.items():
+        for model, row in self._contracts.rows.items():
             if self._quiet is not None and self._quiet.has_nothing(row, now_ms):
                 continue
             try:
@@ -155,12 +156,6 @@ class Evaluator:
         self._readers.clear()
         if self._quiet is not None:
             self._quiet.clear()
-
-    def _refresh(self) -> None:
-        digest = contracts_digest(self._store)
-        if digest != self._contracts_digest:
-            self._contracts = load_contracts(self._store)
-            self._contracts_digest = digest
 
     def _reader(self, row: ContractRow) -> ModelReader:
         reader = self._readers.get(row.contract.name)
