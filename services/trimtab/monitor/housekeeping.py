@@ -20,12 +20,13 @@ from trimtab.alerts.delivery import Relay
 from trimtab.alerts.ledger import apply_ledger_alert
 from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
-from trimtab.monitor.rollup import roll_up
+from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
 from trimtab.store.labels import ask_expiry, forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
+from trimtab.store.oldest import Oldest, oldest_of
 from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined
 from trimtab.store.tables import (
     deliveries,
@@ -69,6 +70,7 @@ class Retention(Struct, frozen=True):
 class _Look(Struct, frozen=True):
     """What a model was when it was looked at."""
 
+    model: str
     stand: Stand
     row: ContractRow | None
     """None for a model that is watched no more."""
@@ -166,9 +168,12 @@ class Housekeeping:
         if not self._round:
             self._begin_round(looks, now_ms)
         removed = 0
-        for model in list(self._round)[:MODELS_PER_TICK]:
+        turn = list(self._round)[:MODELS_PER_TICK]
+        with self._store.read() as connection:
+            oldest = oldest_of(connection, turn)
+        for model in turn:
             del self._round[model]
-            gone, more = self._retain_model(lease, model, looks[model])
+            gone, more = self._retain_model(lease, looks[model], oldest[model])
             removed += gone
             if more:
                 self._round[model] = None  # its turn comes again after the others'
@@ -182,7 +187,7 @@ class Housekeeping:
         self._contracts.refresh()
         with self._store.read() as connection:
             found = stands(connection)
-        return {m: _Look(stand, self._contracts.rows.get(m)) for m, stand in found.items()}
+        return {m: _Look(m, stand, self._contracts.rows.get(m)) for m, stand in found.items()}
 
     def _begin_round(self, looks: Mapping[str, _Look], now_ms: int) -> None:
         """Take the models that have moved; now and then every model: see LOOK_AT_ALL_MS."""
@@ -192,17 +197,46 @@ class Housekeeping:
         moved = (m for m, look in looks.items() if look != self._settled.get(m))
         self._round = dict.fromkeys(moved)
 
-    def _retain_model(self, lease: Lease, model: str, look: _Look) -> tuple[int, bool]:
+    def _retain_model(self, lease: Lease, look: _Look, oldest: Oldest) -> tuple[int, bool]:
         """Return the rows that went, and whether more may be due at once."""
         keep, newest_ms = self._retention, look.stand.newest_ms
         contract = None if look.row is None else look.row.contract
+        model = look.model
         kept = Kept(panes_ms=keep.panes_ms, hours_ms=keep.hours_ms, days_ms=keep.days_ms)
-        rolled = roll_up(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK)
+        rolled, ages = Rolled(0, more=False), oldest.may_age(newest_ms, kept)
+        if ages or oldest.may_seal(newest_ms, watched=contract is not None):
+            rolled = roll_up(
+                *(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK),
+                only_panes=not ages,
+            )
+        if not self._may_forget(model, contract, oldest, newest_ms):
+            return rolled.rows, rolled.more
         with self._store.write() as connection:
             check(connection, lease)
             removed = _forget_model(connection, model, contract, newest_ms, keep)
             removed += self._thin_verdicts(connection, model, newest_ms - keep.verdict_detail_ms)
         return rolled.rows + removed, removed > 0 or rolled.more
+
+    def _may_forget(
+        self, model: str, contract: Contract | None, oldest: Oldest, newest_ms: int
+    ) -> bool:
+        """Whether anything but counts and gauges may be older than it is kept."""
+        keep = self._retention
+        detail_ms = newest_ms - keep.verdict_detail_ms
+        labels_ms = _labels_kept_ms(contract, keep)
+        whole_ms = oldest.judged_ms  # the oldest window whose verdict has its details
+        if model in self._thinned_ms:
+            length_ms = 1 if contract is None else contract.windows.length_ms
+            whole_ms = self._thinned_ms[model] + length_ms
+        return oldest.left_out_run is not None or any(
+            start_ms is not None and start_ms < before_ms
+            for start_ms, before_ms in (
+                (oldest.sample_ms, newest_ms - keep.samples_ms),
+                (oldest.expire_to_ms, _expire_to_ms(newest_ms - labels_ms, labels_ms)),
+                (oldest.superseded_ms, detail_ms),
+                (whole_ms, detail_ms),
+            )
+        )
 
     def _thin_verdicts(self, connection: Connection, model: str, before_ms: int) -> int:
         """Delete old superseded revisions, and the large figures of the ones that stay."""
@@ -237,20 +271,30 @@ def _forget_model(
     connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
 ) -> int:
     """Forget what is old. `contract` is None for a model that is watched no more."""
-    labels_ms = keep.labels_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
         if judged_ms is None or unjoined(connection, model):
             return 0
         newest_ms = min(newest_ms, judged_ms)
-        horizon_ms = contract.labels.horizon_ms or 0
-        # A label makes a new revision of its window, and that needs the window's counts.
-        labels_ms = max(labels_ms, horizon_ms + 2 * contract.windows.length_ms)
     removed = _forget_samples(connection, model, newest_ms - keep.samples_ms)
     # Only the joiner knows what has joined, so it lets go of labels and their performance.
+    labels_ms = _labels_kept_ms(contract, keep)
     before_ms = newest_ms - labels_ms
-    ask_expiry(connection, model, start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS)))
+    ask_expiry(connection, model, _expire_to_ms(before_ms, labels_ms))
     return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
+
+
+def _labels_kept_ms(contract: Contract | None, keep: Retention) -> int:
+    """How long labels are kept: one makes a new revision of its window, which needs the window's counts."""
+    if contract is None:
+        return keep.labels_ms
+    horizon_ms = contract.labels.horizon_ms or 0
+    return max(keep.labels_ms, horizon_ms + 2 * contract.windows.length_ms)
+
+
+def _expire_to_ms(before_ms: int, labels_ms: int) -> int:
+    """Up to where joiners are asked to let go, in steps."""
+    return start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS))
 
 
 def _forget_samples(connection: Connection, model: str, before_ms: int) -> int:

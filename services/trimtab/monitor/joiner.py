@@ -36,6 +36,8 @@ BATCH_ROWS = 100_000
 LOOK_BACK_RUNS = 500
 """Transactions of several partitions commit out of the order of their ids; later ones look back."""
 LOOK_AT_ALL_MS = 60_000
+EXPIRIES_PER_TICK = 50
+"""A fleet is asked to let go of old labels all at once; what has come to be joined goes first."""
 CHECKPOINT_ROWS = 500_000
 CHECKPOINT_RUNS = 1_000
 """A checkpoint is made after so many rows or runs: more a rebuild need not read."""
@@ -91,7 +93,7 @@ class Joiner:
                 connection,
                 sorted({model for model, shard in newest_seqs.keys() - self._owned.keys()}),
             )
-            found = self._behind | set(shards_to_expire(connection))
+            found = self._behind | set(shards_to_expire(connection, EXPIRIES_PER_TICK))
         for key, seqs in newest_seqs.items():
             owned = self._owned.get(key)
             merged = stored.get(key, {}) if owned is None else owned.claim.positions

@@ -464,12 +464,13 @@ def merged_positions(
     return found
 
 
-def shards_to_expire(connection: Connection) -> list[tuple[str, int]]:
-    """Return every (model, shard) whose joiner has been asked to let go of more than it has."""
+def shards_to_expire(connection: Connection, limit: int) -> list[tuple[str, int]]:
+    """Return (model, shard) of joiners that have been asked to let go of more than they have."""
     found = connection.execute(
         select(joiners.c.model, joiners.c.shard)
         .where(joiners.c.expire_to_ms > joiners.c.expired_to_ms)
-        .order_by(joiners.c.model, joiners.c.shard)
+        .order_by(joiners.c.updated_ms, joiners.c.model, joiners.c.shard)
+        .limit(limit)
     )
     return [(row.model, row.shard) for row in found]
 
