@@ -32,7 +32,7 @@ from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, CurrentContracts
-from trimtab.store.panes import first_start_ms, mark_rows, starts_with_rows, watermark
+from trimtab.store.panes import first_start_ms, starts_with_rows, watermark_of
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
@@ -201,7 +201,7 @@ class Evaluator:
                 return None
             progress = Progress(evaluated_to_ms=start_of(first_ms, length_ms))
         from_ms = -(-progress.evaluated_to_ms // length_ms) * length_ms
-        mark = watermark(connection, model, now_ms)
+        mark, rows = watermark_of(connection, contract, now_ms)
         flushed = flushed_since(connection, model, progress.seen)
         joined = joined_since(connection, model, progress.joined)
         panes_ms = (*flushed.pane_starts_ms, *joined.pane_starts_ms)
@@ -219,7 +219,7 @@ class Evaluator:
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending = self._revise(connection, reader, changed, mark, now_ms)
-        closed_to_ms = closed_to(contract, mark, from_ms, mark_rows(connection, model), now_ms)
+        closed_to_ms = closed_to(contract, mark, from_ms, rows, now_ms)
         with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
         closing = close_windows(
             from_ms,
