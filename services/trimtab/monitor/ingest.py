@@ -28,7 +28,7 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
 from trimtab.store.engine import Store
-from trimtab.store.models import contracts_digest, load_contracts, read_cuts
+from trimtab.store.models import ContractRow, CurrentContracts, active_cuts_ids, cuts_at
 
 log = logging.getLogger(__name__)
 
@@ -91,38 +91,45 @@ class Knowledge:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._digest = ""
-        self._cuts_ids: dict[str, str] = {}
+        self._contracts = CurrentContracts(store)
+        self._prepared: Mapping[str, ContractRow] = {}
+        """The contracts that `views` were made of."""
+        self._cuts_ids: Sequence[tuple[str, str]] = []
         self.views: dict[str, ModelView] = {}
         self.cuts: dict[str, ModelCuts] = {}
+        self.shortest_pane_ms: int | None = None
+        """Of all models; None without one."""
 
     def refresh(self) -> None:
-        """Load what has changed; models keep their prepared view while their revision stays."""
-        digest = contracts_digest(self._store)
-        if digest != self._digest:
-            self.views = {
-                model: view
-                if (view := self.views.get(model)) is not None and view.revision == row.revision
-                else ModelView(row.revision, row.contract)
-                for model, row in load_contracts(self._store).items()
-            }
-            self._digest = digest
+        """Load what has changed; models keep their prepared view while their revision stays.
+
+        A change makes new mappings, so that a flush under way keeps what it began with.
+        """
+        self._contracts.refresh()
+        rows = self._contracts.rows
+        if rows is not self._prepared:
+            self.views = {model: self._view(row) for model, row in rows.items()}
+            panes = (view.rules.pane_ms for view in self.views.values())
+            self.shortest_pane_ms = min(panes, default=None)
+            self._prepared = rows
         with self._store.read() as connection:
-            active = {
-                row.model: row.cuts_id
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.cuts_id).where(t.cuts.c.active)
-                )
-            }
+            active = active_cuts_ids(connection)
             if active == self._cuts_ids:
                 return
-            self.cuts = {
-                row.model: read_cuts(bytes(row.body))
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.body).where(t.cuts.c.active)
-                )
-            }
-        self._cuts_ids = active
+            known = dict(self._cuts_ids)
+            found = {}
+            for model, cuts_id in active:
+                if known.get(model) == cuts_id:
+                    found[model] = self.cuts[model]
+                elif (cuts := cuts_at(connection, model, cuts_id)) is not None:
+                    found[model] = cuts
+        self.cuts, self._cuts_ids = found, active
+
+    def _view(self, row: ContractRow) -> ModelView:
+        view = self.views.get(row.contract.name)
+        if view is not None and view.revision == row.revision:
+            return view
+        return ModelView(row.revision, row.contract)
 
 
 class Ingest:
@@ -362,8 +369,8 @@ class Ingest:
 
     def _flush_interval_s(self) -> float:
         """Flush at least twice per pane of the fastest model, so that its windows close in time."""
-        panes = [view.rules.pane_ms for view in self.knowledge.views.values()]
-        return min([self.flush_s, *(pane / 2_000 for pane in panes)])
+        pane_ms = self.knowledge.shortest_pane_ms
+        return self.flush_s if pane_ms is None else min(self.flush_s, pane_ms / 2_000)
 
     # --- flushing ---------------------------------------------------------------------------------
 
