@@ -15,16 +15,10 @@ from trimtab.monitor.joining import Joining
 from trimtab.stats.performance import PerformanceState
 from trimtab.store import kept, ledger
 from trimtab.store.engine import open_store
-from trimtab.store.labels import (
-    BEGINNING_MS,
-    Group,
-    LabelRun,
-    PerformanceKey,
-    PredictionRun,
-    StoredRun,
-    ask_expiry,
-    write_run,
-)
+from trimtab.store.entries import BEGINNING_MS
+from trimtab.store.joiners import ask_expiry
+from trimtab.store.label_runs import Group, LabelRun, PredictionRun, StoredRun, write_run
+from trimtab.store.performance import PerformanceKey
 from trimtab.store.tables import metadata, performance
 from trimtab.windows.ids import id_hashes
 

@@ -6,17 +6,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.monitor.joining import Current, Joining, compact
+from trimtab.monitor.compaction import compact
+from trimtab.monitor.current import Current
+from trimtab.monitor.joining import Joining
 from trimtab.stats.performance import PerformanceState
-from trimtab.store.labels import (
-    Group,
-    KeptRun,
-    LabelRun,
-    PredictionRun,
-    StoredRun,
-    decode_kept,
-    encode_kept,
-)
+from trimtab.store.entries import KeptRun, decode_kept, encode_kept
+from trimtab.store.label_runs import Group, LabelRun, PredictionRun, StoredRun
 from trimtab.windows.ids import id_hashes
 
 GROUPS = (Group("1", "", 0, ("c=a",)), Group("2", "challenger", 3, ("c=b",)))

@@ -23,10 +23,12 @@ from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
-from trimtab.store.labels import ask_expiry, forget_left_out, window_performance
+from trimtab.store.joiners import ask_expiry
+from trimtab.store.known_ids import forget_left_out
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
+from trimtab.store.performance import window_performance
 from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal

@@ -13,7 +13,7 @@ from trimtab.monitor.views import ModelView
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import CategoryCuts, Key, ModelCuts, NumericCuts
-from trimtab.store.labels import Group
+from trimtab.store.label_runs import Group
 from trimtab.windows import abnormal
 from trimtab.windows.panes import split_by
 

@@ -21,7 +21,8 @@ from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
-from trimtab.store.labels import ask_expiry, forget_left_out
+from trimtab.store.joiners import ask_expiry
+from trimtab.store.known_ids import forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import load_contracts

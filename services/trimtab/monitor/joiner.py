@@ -12,19 +12,22 @@ import logging
 from msgspec import Struct
 
 from trimtab.errors import ConflictError
-from trimtab.monitor.joining import Joining, compact
+from trimtab.monitor.compaction import compact
+from trimtab.monitor.joining import Joining
 from trimtab.store.engine import Store
-from trimtab.store.kept import Checkpoint, commit_checkpoint, kept_heads, kept_run, next_expiry
-from trimtab.store.labels import (
+from trimtab.store.joiners import (
     JoinerClaim,
-    StoredRun,
     claim_joiner,
     commit_merge,
-    newest_run,
     release_joiner,
+    shards_to_expire,
+)
+from trimtab.store.kept import Checkpoint, commit_checkpoint, kept_heads, kept_run, next_expiry
+from trimtab.store.label_runs import (
+    StoredRun,
+    newest_run,
     runs_after,
     runs_between,
-    shards_to_expire,
     shards_with_runs,
 )
 

@@ -33,15 +33,8 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes
 from trimtab.store.baselines import cuts_from_rows
 from trimtab.store.engine import Store
-from trimtab.store.labels import (
-    DUPLICATES_SHARD,
-    NO_VALUE,
-    LabelRun,
-    PredictionRun,
-    pane_predictions,
-    predictions_since,
-    write_run,
-)
+from trimtab.store.known_ids import pane_predictions, predictions_since
+from trimtab.store.label_runs import DUPLICATES_SHARD, NO_VALUE, LabelRun, PredictionRun, write_run
 from trimtab.store.ledger import Advance, Claim, ClassKey
 from trimtab.store.models import active_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow

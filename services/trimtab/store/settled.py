@@ -8,7 +8,8 @@ from sqlalchemy import Connection, func, select
 
 from trimtab.contracts.model import Contract
 from trimtab.store.engine import Store
-from trimtab.store.labels import DUPLICATES_SHARD, read_positions
+from trimtab.store.joiners import read_positions
+from trimtab.store.label_runs import DUPLICATES_SHARD
 from trimtab.store.ledger import read_ledger
 from trimtab.store.panes import watermark
 from trimtab.store.tables import contracts, joiners, label_runs, models
