@@ -33,9 +33,15 @@ def compact(older: KeptRun, newer: KeptRun, expired_to_ms: int | None) -> KeptRu
     l_hash, label = interleave(
         older.label_hashes[l_stays], older.labels[l_stays], newer.label_hashes, label
     )
+    r_stays = ~among(older.repeat_hashes, ids)
+    r_hash = np.concatenate((older.repeat_hashes[r_stays], newer.repeat_hashes))
+    order = r_hash.argsort(kind="stable")  # an id's repeats are all of one of the two
+    r_hash, repeats = r_hash[order], np.concatenate((older.repeats[r_stays], newer.repeats))[order]
     if expired_to_ms is not None:
         lives = p["pane"] >= expired_to_ms
         alone = (label["time"] >= expired_to_ms) & ~among(l_hash, p_hash)
         keeps = alone | among(l_hash, p_hash[lives])
         p_hash, p, l_hash, label = p_hash[lives], p[lives], l_hash[keeps], label[keeps]
-    return KeptRun(p_hash, p, l_hash, label, tuple(groups), tuple(classes))
+        stays = among(r_hash, l_hash)
+        r_hash, repeats = r_hash[stays], repeats[stays]
+    return KeptRun(p_hash, p, l_hash, label, r_hash, repeats, tuple(groups), tuple(classes))

@@ -2,7 +2,7 @@
 
 Notation
     index  hash -> current prediction and hash -> current label of one (model, shard)
-    entry  what the index has of one id: its prediction, its label, or both
+    entry  what the index has of one id: its prediction, its label, or both, and the label's repeats
     U      the ids a merge touches, shape (u,)
 A merge looks the ids up, finds the old and the new current pair of each, and returns the difference
 of what they contribute as signed deltas; so labels may come before their prediction, twice, corrected or
@@ -24,6 +24,7 @@ from msgspec import Struct, field
 
 from trimtab.monitor.current import Current, Mask, distinct
 from trimtab.monitor.label_classes import classify, count
+from trimtab.monitor.repeats import Repeats
 from trimtab.monitor.winners import Pairs, best, earliest, latest
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.entries import LABEL_RECORD, PREDICTION_RECORD, KeptRun, Records
@@ -47,6 +48,7 @@ class Joining:
     def __init__(self) -> None:
         self._predictions = Current(PREDICTION_RECORD)
         self._labels = Current(LABEL_RECORD)
+        self._repeats = Repeats()
         self._groups: dict[Group, int] = {}
         self._classes: dict[str, int] = {}
         self._touched: list[Hashes] = []
@@ -78,7 +80,7 @@ class Joining:
         self._labels.put(ids[changed_l], new_l[changed_l], before.has_l[changed_l])
         self._touched.append(ids)
         self._deltas(result, before, after, changed_p, changed_l)
-        result.classes = classify(l_place, events, l_winner, before, after)
+        result.classes = classify(ids, l_place, events, l_winner, before, after, self._repeats)
         return result
 
     # --- checkpoints ------------------------------------------------------------------------------
@@ -102,6 +104,7 @@ class Joining:
             p[has_p],
             ids[has_l],
             label[has_l],
+            *self._repeats.get(ids),
             tuple(self._groups),
             tuple(self._classes),
         )
@@ -119,17 +122,21 @@ class Joining:
             ids = kept.hashes
             self._predictions.remove(ids)
             self._labels.remove(ids)
+            self._repeats.take(ids)
         self._predictions.put(kept.prediction_hashes, p, np.zeros(p.size, np.bool_))
         self._labels.put(kept.label_hashes, label, np.zeros(label.size, np.bool_))
+        self._repeats.add(kept.repeat_hashes, kept.repeats)
 
     def expire(self, before_ms: int) -> dict[tuple[int, str], int]:
         """Forget what is older than `before_ms`; return the labels that waited, as class counts."""
         old, _ = self._predictions.before("pane", before_ms)
         self._predictions.remove(old)
         self._labels.remove(old)
+        self._repeats.take(old)
         waiting, records = self._labels.before("time", before_ms)
         has_p, _ = self._predictions.get(waiting)
         self._labels.remove(waiting[~has_p])
+        self._repeats.take(waiting[~has_p])
         counts: dict[tuple[int, str], int] = {}
         count(counts, "expired", 1, records["partition"][~has_p])
         return counts

@@ -24,20 +24,25 @@ LABEL_RECORD = np.dtype(
     ]
 )
 """What the joiner's index keeps of an id; `code` and `group` are places in lists beside it."""
+REPEAT_RECORD = np.dtype([("partition", "<i4"), ("count", "<i4")])
+"""Of an id, how many labels of a partition say what its current label says, beside that one."""
 Records = npt.NDArray[Any]
 
 
 class KeptRun(Struct):
     """Current entries of ids as the joiner's index had them; hashes ascending, each once.
 
-    An entry is all that is known of an id: its prediction, its label or both. A later kept run's
-    entry of an id replaces an earlier one's.
+    An entry is all that is known of an id: its prediction, its label or both, and the label's repeats,
+    whose hashes ascend and may stand several times. A later kept run's entry of an id replaces an
+    earlier one's.
     """
 
     prediction_hashes: Hashes
     predictions: Records
     label_hashes: Hashes
     labels: Records
+    repeat_hashes: Hashes
+    repeats: Records
     groups: tuple[Group, ...]
     classes: tuple[str, ...]
 
@@ -68,29 +73,35 @@ class KeptRun(Struct):
         return alone
 
 
+_RECORDS = {
+    "p": ("prediction_hashes", "predictions", PREDICTION_RECORD),
+    "l": ("label_hashes", "labels", LABEL_RECORD),
+    "r": ("repeat_hashes", "repeats", REPEAT_RECORD),
+}
+"""Fields of a KeptRun, by the prefix of their columns."""
+
+
 def encode_kept(run: KeptRun) -> bytes:
     """Encode a kept run."""
-    columns = {"p.hashes": run.prediction_hashes, "l.hashes": run.label_hashes}
-    columns |= {f"p.{name}": run.predictions[name] for name in PREDICTION_RECORD.names or ()}
-    columns |= {f"l.{name}": run.labels[name] for name in LABEL_RECORD.names or ()}
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for prefix, (hashes, records, dtype) in _RECORDS.items():
+        columns[f"{prefix}.hashes"] = getattr(run, hashes)
+        for name in dtype.names or ():
+            columns[f"{prefix}.{name}"] = getattr(run, records)[name]
     return pack(columns, {"groups": run.groups, "classes": run.classes})
 
 
 def decode_kept(body: bytes) -> KeptRun:
     """Decode `encode_kept`."""
     columns, extra = unpack(body)
-
-    def records(prefix: str, dtype: np.dtype[Any]) -> Records:
-        made = np.zeros(columns[f"{prefix}.hashes"].size, dtype)
+    fields: dict[str, Any] = {}
+    for prefix, (hashes, records, dtype) in _RECORDS.items():
+        fields[hashes] = columns[f"{prefix}.hashes"]
+        made = fields[records] = np.zeros(fields[hashes].size, dtype)
         for name in dtype.names or ():
             made[name] = columns[f"{prefix}.{name}"]
-        return made
-
     return KeptRun(
-        columns["p.hashes"],
-        records("p", PREDICTION_RECORD),
-        columns["l.hashes"],
-        records("l", LABEL_RECORD),
-        msgspec.convert(extra["groups"], tuple[Group, ...]),
-        tuple(extra["classes"]),
+        **fields,
+        groups=msgspec.convert(extra["groups"], tuple[Group, ...]),
+        classes=tuple(extra["classes"]),
     )

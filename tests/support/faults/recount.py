@@ -497,8 +497,7 @@ class Recount:
     performance: dict = field(default_factory=dict)
     """By (model, window start, segment, version)."""
     labels: Counter = field(default_factory=Counter)
-    """By (partition id, "joined" | "other" | "waiting"). Which of the others are `duplicate` and which
-    `superseded` depends on what a merge brings together."""
+    """By (partition id, "joined" | "duplicate" | "superseded" | "waiting")."""
 
     @property
     def rows(self):
@@ -608,9 +607,11 @@ def _join(out, predictions, labels):
         rank = max(e[0] for e in events)
         # Of equal labels the one of the lowest partition stands, there the first.
         winner = min((e[1], i) for i, e in enumerate(events) if e[0] == rank)[1]
-        for i, (_, pid, _) in enumerate(events):
-            if i != winner:
-                out.labels[pid, "other"] += 1
+        for i, (said, pid, _) in enumerate(events):
+            if said != rank:
+                out.labels[pid, "superseded"] += 1
+            elif i != winner:
+                out.labels[pid, "duplicate"] += 1
             else:
                 out.labels[pid, "joined" if key in predictions else "waiting"] += 1
 
@@ -639,11 +640,10 @@ def _ledger_differences(entries, expected):
         held.update({k: n for k, n in theirs.items() if k[1] == "held"})
         found[f"{name} messages"] = (expected.messages[pid], entry.messages)
         found[f"{name} classes"] = (mine, theirs)
-        placed = dict(entry.placed_labels)
-        joined = placed.pop("joined", 0)
+        labels = entry.placed_labels | {"waiting": entry.waiting_labels}
         found[f"{name} labels"] = (
-            [expected.labels[pid, k] for k in ("joined", "other", "waiting")],
-            [joined, sum(placed.values()), entry.waiting_labels],
+            {k: n for (p, k), n in expected.labels.items() if p == pid and n},
+            {k: n for k, n in labels.items() if n},
         )
     return [f"{name}: expected {a}, stored {b}" for name, (a, b) in found.items() if a != b] + [
         f"rows are still held: {held}" for _ in range(bool(held))
