@@ -3,9 +3,9 @@
 Each under a lease of its own, bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
-the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
-whatever its age: a replay puts years of event time behind it in seconds. The outbox and rejected payloads, which belong to no model's time, go by the
-clock.
+the past keeps what it needs. What still waits for its verdict or its join, or may get labels that change it,
+holds that time back: a replay puts years of event time behind it in seconds. The outbox and rejected
+payloads, which belong to no model's time, go by the clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from trimtab.store.known_ids import forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import load_contracts
-from trimtab.store.settled import judged_to_ms, unjoined
+from trimtab.store.settled import judged_to_ms, unjoined_from_ms
 from trimtab.store.tables import (
     deliveries,
     outbox,
@@ -221,9 +221,12 @@ def _forget_model(
     labels_ms = keep.labels_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
-        if judged_ms is None or unjoined(connection, model):
+        if judged_ms is None:
             return 0
+        # Under constant traffic something always waits for the joiner: it holds back what is newer.
+        unjoined_ms = unjoined_from_ms(connection, model)
         newest_ms = min(newest_ms, judged_ms)
+        newest_ms = newest_ms if unjoined_ms is None else min(newest_ms, unjoined_ms)
         horizon_ms = contract.labels.horizon_ms or 0
         # A label makes a new revision of its window, and that needs the window's counts.
         labels_ms = max(labels_ms, horizon_ms + 2 * contract.windows.length_ms)

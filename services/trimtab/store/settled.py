@@ -86,7 +86,7 @@ def unjoined_from_ms(connection: Connection, model: str) -> int | None:
     oldest = []
     for shard, partition_id, newest in connection.execute(
         select(runs.shard, runs.partition_id, func.max(runs.seq))
-        .where(runs.model == model)
+        .where(runs.model == model, runs.shard != DUPLICATES_SHARD)
         .group_by(runs.shard, runs.partition_id)
     ).all():
         seq = merged.get((shard, partition_id), 0)
