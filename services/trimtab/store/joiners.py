@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, and_, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from trimtab.errors import ConflictError
 from trimtab.store.dialect import insert_for
@@ -98,6 +98,17 @@ def claim_joiner(
         expired_to_ms=row.expired_to_ms,
         let_go=read_positions(row.let_go),
     )
+
+
+def labels_expired_to(connection: Connection, model: str) -> int | None:
+    """Return the time before which joiners have let go of predictions, labels and performance.
+
+    None while none has; of several shards, the farthest.
+    """
+    found = connection.scalar(
+        select(func.max(joiners.c.expired_to_ms)).where(joiners.c.model == model)
+    )
+    return None if found is None or found == BEGINNING_MS else int(found)
 
 
 def joiner_positions(connection: Connection) -> dict[tuple[str, int], int]:
