@@ -97,7 +97,8 @@ def group_rows(view: ModelView, rows: Rows, segments: Segments) -> Grouping:
     groups = []
     for row in first.tolist():
         version, arm, *named = (str(column.keys[column.codes[row]]) for column in columns)
-        groups.append(Group(version, arm, int(rows.revision[row]), tuple(named)))
+        revision = int(rows.revision[row])
+        groups.append(Group(version, arm, revision, tuple(named), view.rules.pane_ms))
     return Grouping(codes.reshape(-1).astype(np.int32), groups)
 
 

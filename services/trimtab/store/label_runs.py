@@ -30,12 +30,16 @@ DUPLICATES_SHARD = -1
 
 
 class Group(Struct, frozen=True, array_like=True):
-    """What rows of a run share; `segments` are "column=value" beside the whole."""
+    """What rows of a run share; `segments` are "column=value" beside the whole.
+
+    `pane_ms` is how long the panes were that they were counted in: a contract may change it.
+    """
 
     version: str
     arm: str
     traffic_revision: int
     segments: tuple[str, ...] = ()
+    pane_ms: int = 0
 
 
 class PredictionRun(Struct):
@@ -199,9 +203,9 @@ def runs_between(
 
 
 def longest_pane_ms(connection: Connection, model: str) -> int:
-    """Return a bound on the model's pane length under any revision: a pane divides its window."""
+    """Return the longest pane of a model under any revision of its contract; 0 without one."""
     bodies = connection.scalars(select(contracts.c.body).where(contracts.c.model == model))
-    lengths = (msgspec.json.decode(body, type=Contract).windows.length_ms for body in bodies)
+    lengths = (msgspec.json.decode(body, type=Contract).windows.pane_ms for body in bodies)
     return max(lengths, default=0)
 
 

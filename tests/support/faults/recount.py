@@ -514,15 +514,33 @@ def recount(logs, contract_at, cuts):
     out = Recount()
     predictions, labels = defaultdict(list), defaultdict(list)
     for log in logs:
-        newest, seen = {}, set()
+        past = Past()
         for record in log.records:
             out.messages[log.partition_id] += 1
-            _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
+            _one(out, log, record, contract_at, cuts, past, predictions, labels)
     _join(out, predictions, labels)
     return out
 
 
-def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels):
+class Past:
+    """What a partition has brought so far."""
+
+    def __init__(self):
+        self.newest, self.sealed = {}, {}
+        """By model: the newest event time, and up to where panes have been sealed."""
+        self.panes = defaultdict(set)
+        """By (model, id): the panes that it was counted in, as (start, length)."""
+
+    def knows(self, model, row_id, when, pane, seal):
+        """Whether the id came in this pane, or in one of another length that holds the time and is open."""
+        return any(
+            known == pane
+            or (known[1] != pane[1] and known[0] <= when < sum(known) and sum(known) > seal)
+            for known in self.panes[model, row_id]
+        )
+
+
+def _one(out, log, record, contract_at, cuts, past, predictions, labels):
     pid = log.partition_id
     try:
         kind, body = read(record.value, record.headers, log.role)
@@ -535,7 +553,7 @@ def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
         out.classes[pid, unit, "ignored", "unknown_model"] += body.get("rows", 1)
     elif unit == "row":
         for row in rows_of(kind, body):
-            _row(out, pid, record, row, contract, cuts, newest, seen, predictions)
+            _row(out, pid, record, row, contract, cuts, past, predictions)
     elif unit == "label":
         _label(out, pid, body, contract, labels)
     elif time_ms(body["time"]) > record.timestamp + contract.windows.future_ms:
@@ -544,20 +562,22 @@ def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
         out.classes[pid, "resource", "counted", ""] += 1
 
 
-def _row(out, pid, record, row, contract, cuts, newest, seen, predictions):
+def _row(out, pid, record, row, contract, cuts, past, predictions):
     model, when, rules = contract.name, time_ms(row["time"]), contract.windows
     if when > record.timestamp + rules.future_ms:
         out.classes[pid, "row", "rejected", "future"] += 1
         return
-    newest[model] = max(newest.get(model, when), when)
+    newest = past.newest[model] = max(past.newest.get(model, when), when)
     pane = when // rules.pane_ms * rules.pane_ms
-    if pane + rules.pane_ms <= newest[model] - rules.out_of_order_ms - rules.lateness_ms:
+    seal = newest - rules.out_of_order_ms - rules.lateness_ms
+    sealed = past.sealed[model] = max(past.sealed.get(model, seal), seal)
+    if pane + rules.pane_ms <= seal:
         out.classes[pid, "row", "too_late", ""] += 1
         return
-    if (model, pane, row["id"]) in seen:
+    if past.knows(model, row["id"], when, (pane, rules.pane_ms), sealed):
         out.classes[pid, "row", "duplicate", ""] += 1
         return
-    seen.add((model, pane, row["id"]))
+    past.panes[model, row["id"]].add((pane, rules.pane_ms))
     out.classes[pid, "row", "counted", ""] += 1
     start = when // rules.length_ms * rules.length_ms
     segments = segments_of(contract, row)
