@@ -1,6 +1,7 @@
 """The ingest on a log in memory: zombies, crashes, losses, poison, a store that goes away."""
 
 import random
+from functools import partial
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from trimtab.contracts.model import (
     Windows,
 )
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample
+from trimtab.monitor import ingest as ingest_module
 from trimtab.monitor import joiner as joiner_module
 from trimtab.monitor import partition as partition_module
 from trimtab.monitor.ingest import Ingest, Knowledge
@@ -25,10 +27,12 @@ from trimtab.source import Partition, SourceAwayError
 from trimtab.stats.cuts import build_numeric_cuts, model_cuts
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
-from trimtab.store.labels import ask_expiry, forget_left_out, window_performance
+from trimtab.store.joiners import ask_expiry
+from trimtab.store.known_ids import forget_left_out
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract, retire_model, save_cuts
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
+from trimtab.store.performance import window_performance
 from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
@@ -918,3 +922,51 @@ def test_what_is_gone_from_sql_does_not_stop_the_flush(store, log):
     send_rows(log, [row(1)])
     drain(ingest)
     assert entry(store).next_offset == 2
+
+
+def with_pane(pane, **changed):
+    """The contract with another pane length."""
+    windows = msgspec.structs.replace(CONTRACT.windows, pane=pane, **changed)
+    return msgspec.structs.replace(CONTRACT, windows=windows)
+
+
+def test_a_longer_pane_leaves_sealed_counts_of_shorter_ones_alone(store, log):
+    apply_contract(store, with_pane("500ms"), "", "test", T0)
+    send_rows(log, [row(1, at=T0), row(2, at=T0 + 600), row(3, at=T0 + 11_000)])
+    drain(member(store, log))
+    apply_contract(store, with_pane("2s"), "", "test", T0)
+    # The pane of two seconds takes rows still; that of half a second with the same start is sealed.
+    send_rows(log, [row(4, at=T0 + 1_100)])
+    drain(member(store, log, owner="two"))
+    assert entry(store).unit("row") | {"held": 0} == {"counted": 4, "held": 0}
+    assert whole(store).state.rows == 4
+
+
+@pytest.mark.parametrize("room", [None, 0])
+@pytest.mark.parametrize(("before", "after"), [("500ms", "2s"), ("2s", "500ms"), ("1s", "2s")])
+def test_what_comes_again_after_another_pane_length_counts_once(
+    store, log, before, after, room, monkeypatch
+):
+    if room is not None:  # every id is read back from its run
+        cramped = partial(ingest_module.OwnedPartition, id_bytes_max=room)
+        monkeypatch.setattr(ingest_module, "OwnedPartition", cramped)
+    rows = [row(i, at=T0 + i * 700) for i in range(8)]
+    apply_contract(store, with_pane(before), "", "test", T0)
+    send_rows(log, rows)
+    ingest = member(store, log)
+    drain(ingest)
+    apply_contract(store, with_pane(after), "", "test", T0)
+    send_rows(log, [*rows, row(9, at=T0 + 100), row(1, at=T0 + 1_900)])
+    # The last one is another row by the shorter panes: what it was when it came is not known.
+    again = 9 if before == "2s" else 8
+    drain(ingest)
+    found = entry(store).unit("row") | {"held": 0}
+    assert found == {"counted": 18 - again, "duplicate": again, "held": 0}
+    send_rows(log, rows)
+    drain(member(store, log, owner="two"))
+    assert entry(store).unit("row")["duplicate"] == again + 8
+    apply_contract(store, with_pane(before), "", "test", T0)
+    send_rows(log, rows)
+    drain(member(store, log, owner="three"))
+    assert entry(store).unit("row")["duplicate"] == again + 16
+    assert whole(store).state.rows == 18 - again

@@ -3,10 +3,10 @@
 Each under a lease of its own, bounded per tick.
 
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
-the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
-whatever its age: a replay puts years of event time behind it in seconds. The outbox and rejected payloads, which belong to no model's time, go by the
-clock. A round looks at the models that have moved since they were last looked at to the end: of the others
-nothing has grown old.
+the past keeps what it needs. What still waits for its verdict or its join, or may get labels that change it,
+holds that time back: a replay puts years of event time behind it in seconds. The outbox and rejected
+payloads, which belong to no model's time, go by the clock. A round looks at the models that have moved since
+they were last looked at to the end: of the others nothing has grown old.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,13 @@ from trimtab.contracts.model import Contract
 from trimtab.errors import ConflictError
 from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
-from trimtab.store.labels import ask_expiry, forget_left_out
+from trimtab.store.joiners import ask_expiry
+from trimtab.store.known_ids import forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.oldest import Oldest, oldest_of
-from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined
+from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined_from_ms
 from trimtab.store.tables import (
     deliveries,
     outbox,
@@ -273,9 +274,12 @@ def _forget_model(
     """Forget what is old. `contract` is None for a model that is watched no more."""
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
-        if judged_ms is None or unjoined(connection, model):
+        if judged_ms is None:
             return 0
+        # Under constant traffic something always waits for the joiner: it holds back what is newer.
+        unjoined_ms = unjoined_from_ms(connection, model)
         newest_ms = min(newest_ms, judged_ms)
+        newest_ms = newest_ms if unjoined_ms is None else min(newest_ms, unjoined_ms)
     removed = _forget_samples(connection, model, newest_ms - keep.samples_ms)
     # Only the joiner knows what has joined, so it lets go of labels and their performance.
     labels_ms = _labels_kept_ms(contract, keep)

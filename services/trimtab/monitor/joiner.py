@@ -12,21 +12,24 @@ import logging
 from msgspec import Struct
 
 from trimtab.errors import ConflictError
-from trimtab.monitor.joining import Joining, compact
+from trimtab.monitor.compaction import compact
+from trimtab.monitor.joining import Joining
 from trimtab.store.engine import Store
-from trimtab.store.kept import Checkpoint, commit_checkpoint, kept_heads, kept_run, next_expiry
-from trimtab.store.labels import (
+from trimtab.store.joiners import (
     JoinerClaim,
-    StoredRun,
     claim_joiner,
     commit_merge,
     merged_positions,
+    release_joiner,
+    shards_to_expire,
+)
+from trimtab.store.kept import Checkpoint, commit_checkpoint, kept_heads, kept_run, next_expiry
+from trimtab.store.label_runs import (
+    StoredRun,
     newest_run,
     newest_runs,
-    release_joiner,
     runs_after,
     runs_between,
-    shards_to_expire,
 )
 
 log = logging.getLogger(__name__)

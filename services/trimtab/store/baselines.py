@@ -85,6 +85,12 @@ def baseline(source: Store | Connection, baseline_id: int) -> BaselineRow:
     return found[0]
 
 
+def has_baseline(connection: Connection, baseline_id: int) -> bool:
+    """Whether a baseline is there, without reading its counts."""
+    found = connection.scalar(select(baselines.c.id).where(baselines.c.id == baseline_id))
+    return found is not None
+
+
 def baselines_of(source: Store | Connection, model: str) -> list[BaselineRow]:
     """Return a model's baselines, oldest first; the draft (number 0), if any, among them."""
     return _select(source, baselines.c.model == model)

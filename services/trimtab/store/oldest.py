@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy import Column, ColumnElement, Connection, ScalarSelect, Table, func, select
 
-from trimtab.store.labels import DUPLICATES_SHARD
+from trimtab.store.label_runs import DUPLICATES_SHARD
 from trimtab.store.tables import (
     evaluations,
     joiners,

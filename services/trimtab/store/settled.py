@@ -8,7 +8,8 @@ from sqlalchemy import Connection, func, select
 
 from trimtab.contracts.model import Contract
 from trimtab.store.engine import Store
-from trimtab.store.labels import DUPLICATES_SHARD, read_positions
+from trimtab.store.joiners import read_positions
+from trimtab.store.label_runs import DUPLICATES_SHARD
 from trimtab.store.ledger import read_ledger
 from trimtab.store.panes import watermark
 from trimtab.store.tables import contracts, evaluations, joiners, label_runs, models, watermarks
@@ -85,7 +86,7 @@ def unjoined_from_ms(connection: Connection, model: str) -> int | None:
     oldest = []
     for shard, partition_id, newest in connection.execute(
         select(runs.shard, runs.partition_id, func.max(runs.seq))
-        .where(runs.model == model)
+        .where(runs.model == model, runs.shard != DUPLICATES_SHARD)
         .group_by(runs.shard, runs.partition_id)
     ).all():
         seq = merged.get((shard, partition_id), 0)

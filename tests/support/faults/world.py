@@ -165,8 +165,8 @@ class World:
         """Every record seen in the topics as they are, whether or not they still hold it."""
         self.former: list[Log] = []
         """The same of topics that are gone."""
-        self.allowed: list[str] = ["Error sending OffsetCommitRequest"]
-        """Words of errors that this fault makes monitors log. A hint that is on its way when its
+        self.allowed: list[str] = ["Error sending OffsetCommitRequest", "failed Cancelled"]
+        """Words of errors that this fault makes monitors log. A hint or a refresh on its way when its
         consumer leaves is one of kafka-python's errors, and none of ours."""
         self.knobs: dict[str, object] = {}
         self.codec: str | None = None
