@@ -16,7 +16,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,10 @@ class MadeSource:
     def identity(self, topic: str) -> Identity:
         """Return one identity per topic."""
         return Identity("bench", topic)
+
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Return the same again."""
+        return {partition: self.identity(partition.topic) for partition in partitions}
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """No broker wants to know."""

@@ -19,10 +19,11 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import Role
+from trimtab.identities import Identities
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
-from trimtab.source import Identity, Lost, Partition, Polled, Record, Source, SourceAwayError
+from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
@@ -36,7 +37,7 @@ REFRESH_S = 0.5
 SIGHT_S = 1.0
 """How often an owner says that it lives and where the log ends."""
 IDENTITY_S = 10.0
-"""How often a topic is asked whether it is still the one that was claimed."""
+"""How often topics of which nothing comes are asked for, too: a client may stand past the end of a new log."""
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
@@ -125,7 +126,11 @@ class Ingest:
         self._claim_at_s: dict[Partition, float] = {}
         self._buffers: dict[Partition, _Buffer] = {}
         self._trouble: dict[Partition, _Trouble] = {}
-        self._identities: dict[Partition, Identity] = {}
+        self._identities = Identities(source, monotonic)
+        self._unconfirmed: set[Partition] = set()
+        """Partitions with a flush that waits until their identity is confirmed."""
+        self._full: set[Partition] = set()
+        """Those of them that are paused, because what waits has become too much."""
         self._store_retry_s: float | None = None
         self._refreshed_s = self._sighted_s = self._identified_s = -1e9
 
@@ -181,6 +186,9 @@ class Ingest:
     def _drop(self, partition: Partition) -> None:
         self.owned.pop(partition, None)
         self._buffers.pop(partition, None)
+        self._identities.drop(partition)
+        self._unconfirmed.discard(partition)
+        self._full.discard(partition)
 
     def _drop_and_claim_again(self, partition: Partition, after_s: float) -> None:
         self._drop(partition)
@@ -203,7 +211,7 @@ class Ingest:
             del self._claim_at_s[partition]
 
     def _claim(self, partition: Partition) -> None:
-        identity = self.source.identity(partition.topic)
+        identity = self._identities.claim(partition)
         claim = ledger.claim(
             self.store,
             consumer="monitor",
@@ -217,7 +225,6 @@ class Ingest:
         )
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
-        self._identities[partition] = identity
         owned = OwnedPartition(
             self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
         )
@@ -227,29 +234,47 @@ class Ingest:
         self.source.resume([partition])
         self.counters["claims"] += 1
 
-    def _compare_identities(self) -> None:
-        """Claim anew what was deleted and made again under us.
+    def _confirm(self, partitions: Sequence[Partition]) -> frozenset[Partition]:
+        """Return which of these are still what was claimed; claim anew what was made again under us.
 
-        Both clients read on in the new log from the old position, without a word: what lies before it would
-        be skipped, and what comes be counted under the old ledger.
+        All that was polled from a confirmed partition until now is of the claimed log.
         """
-        for topic in sorted({partition.topic for partition in self.owned}):
-            owned = [partition for partition in sorted(self.owned) if partition.topic == topic]
-            if all(self.source.progress(partition)[1] is None for partition in owned):
-                continue  # the broker is away: asking would only hold up the loop
-            try:
-                identity = self.source.identity(topic)
-            except SourceAwayError as error:
-                log.warning("%s", error)
-                continue
-            for partition in owned:
-                if identity != self._identities[partition]:
-                    self.counters["identities_changed"] += 1
-                    log.error(
-                        "%s[%d] was made again: its offsets start a ledger of their own.",
-                        *(partition.topic, partition.partition),
-                    )
-                    self._drop_and_claim_again(partition, 0.0)
+        confirmed = self._identities.confirm(partitions)
+        for partition in sorted(confirmed.other):
+            waiting = len(self._buffers[partition].records)
+            self.counters["identities_changed"] += 1
+            log.error(
+                "%s[%d] was made again: its offsets start a ledger of their own. %d messages that were "
+                "read, but not yet counted, are dropped: those of the new topic are read again.",
+                *(partition.topic, partition.partition, waiting),
+            )
+            self._drop_and_claim_again(partition, 0.0)
+        return confirmed.same
+
+    def _moves(self, partition: Partition) -> bool:
+        """Whether a flush would move the partition's ledger."""
+        buffer = self._buffers[partition]
+        return bool(buffer.records) or buffer.next_offset != self.owned[partition].next_offset
+
+    def _put_off(self, partition: Partition) -> None:
+        """Commit nothing while nobody says of which log it is; read on while there is room."""
+        if partition not in self._unconfirmed:
+            self._unconfirmed.add(partition)
+            self.counters["unconfirmed"] += 1
+            log.warning(
+                "%s[%d]: the broker does not say whether the topic is still the one that was claimed. "
+                "What was read is counted as soon as it does; check the broker if this stays.",
+                *(partition.topic, partition.partition),
+            )
+        if partition not in self._full and self._is_full(partition):
+            self._full.add(partition)
+            self.source.pause([partition])
+
+    def _was_flushed(self, partition: Partition) -> None:
+        self._unconfirmed.discard(partition)
+        if partition in self._full:
+            self._full.discard(partition)
+            self.source.resume([partition])
 
     # --- buffering --------------------------------------------------------------------------------
 
@@ -274,7 +299,7 @@ class Ingest:
         for loss in lost:
             self._lose(loss)
         if self._monotonic() - self._identified_s >= IDENTITY_S:
-            self._compare_identities()
+            self._confirm(sorted(self.owned))
             self._identified_s = self._monotonic()
         if self._monotonic() - self._refreshed_s >= REFRESH_S:
             self.knowledge.refresh()
@@ -286,7 +311,7 @@ class Ingest:
 
     def _due(self, partition: Partition) -> bool:
         buffer, owned = self._buffers[partition], self.owned[partition]
-        if len(buffer.records) >= self.flush_rows or buffer.size >= BUFFER_BYTES_MAX:
+        if self._is_full(partition):
             return True
         if buffer.records:
             return self._monotonic() - buffer.since_s >= self._flush_interval_s()
@@ -299,6 +324,10 @@ class Ingest:
             return True
         return False
 
+    def _is_full(self, partition: Partition) -> bool:
+        buffer = self._buffers[partition]
+        return len(buffer.records) >= self.flush_rows or buffer.size >= BUFFER_BYTES_MAX
+
     def _flush_interval_s(self) -> float:
         """Flush at least twice per pane of the fastest model, so that its windows close in time."""
         panes = [view.rules.pane_ms for view in self.knowledge.views.values()]
@@ -308,11 +337,28 @@ class Ingest:
 
     def _flush_all(self, partitions: Sequence[Partition], *, last: bool = False) -> None:
         done: dict[Partition, int] = {}
+        # Ends first, then the question: a confirmed log's end is its own, too.
+        ends = {partition: self.source.progress(partition)[1] for partition in partitions}
+        moving = {partition for partition in partitions if self._moves(partition)}
+        confirmed = self._confirm(sorted(moving)) if moving else frozenset()
         for partition in partitions:
-            owned = self.owned[partition]
+            owned = self.owned.get(partition)
+            if owned is None or (last and partition not in moving):
+                continue
+            if partition in moving - confirmed:
+                if last:
+                    log.warning(
+                        "%s[%d]: what was read from offset %d is not committed, because the broker did "
+                        "not say of which log it is; whoever comes next reads it again.",
+                        *(partition.topic, partition.partition, owned.next_offset),
+                    )
+                else:
+                    self._put_off(partition)
+                continue
             try:
-                self._flush(partition, owned, last=last)
+                self._flush(partition, owned, ends[partition])
                 done[partition] = owned.next_offset
+                self._was_flushed(partition)
             except ConflictError as error:
                 self.counters["conflicts"] += 1
                 log.info("%s", error)
@@ -327,13 +373,9 @@ class Ingest:
         if done and not last:  # whoever leaves would only cancel it
             self.source.hint(done)
 
-    def _flush(self, partition: Partition, owned: OwnedPartition, *, last: bool) -> None:
+    def _flush(self, partition: Partition, owned: OwnedPartition, end: int | None) -> None:
         buffer = self._buffers[partition]
-        nothing = not buffer.records and buffer.next_offset == owned.next_offset
-        if last and nothing:
-            return
         trouble = self._trouble.get(partition)
-        _, end = self.source.progress(partition)
         for records, next_offset in self._cut(buffer, owned, trouble):
             flush = owned.flush(
                 records,
@@ -398,6 +440,10 @@ class Ingest:
             return  # it is claimed first and then meets the same loss
         self._flush_all([loss.partition])
         if self.owned.get(loss.partition) is not owned:
+            return
+        if self._moves(loss.partition) or loss.partition not in self._confirm([loss.partition]):
+            if self.owned.get(loss.partition) is owned:  # else it was made again
+                self._drop_and_claim_again(loss.partition, CLAIM_AGAIN_S)  # it meets the same loss
             return
         try:
             if loss.beginning > owned.next_offset:
