@@ -24,7 +24,8 @@ class Confirmed(Struct, frozen=True):
     same: frozenset[Partition] = frozenset()
     """Still the claimed log: all that was read from it may be committed."""
     other: frozenset[Partition] = frozenset()
-    """Made again: what was read since the last commit may be of either log."""
+    """Made again, with all claimed partitions of the topic, asked for or not: what was read since the last
+    commit may be of either log."""
 
 
 class Identities:
@@ -60,5 +61,8 @@ class Identities:
                 self._again_s.pop(partition, None)
             else:
                 self._again_s[partition] = again_s
-        same = frozenset(p for p, said in answers.items() if said == self._claimed[p])
-        return Confirmed(same, frozenset(answers) - same)
+        again = {p.topic: said for p, said in answers.items() if said != self._claimed[p]}
+        other = frozenset(
+            p for p, claimed in self._claimed.items() if again.get(p.topic, claimed) != claimed
+        )
+        return Confirmed(frozenset(answers) - other, other)

@@ -104,6 +104,8 @@ class _Place(Struct):
     flowing: bool = False
     heard: bool = False
     """Whether the broker has answered for it since it was last placed."""
+    identity: Identity | None = None
+    """The identity told when it was last sought: the position is one of that log."""
 
 
 class _Broker(Struct):
@@ -370,7 +372,7 @@ class ConfluentSource:
             return [Lost(partition, wanted, beginning)]
         if end < wanted:
             said = self.identities([partition]).get(partition)
-            if said is None or said != self._named.get(partition.topic):
+            if said is None or said != place.identity:
                 time.sleep(RETRY_S)  # made again: until whoever claimed it asks, too
                 return []
             raise SourceError(
@@ -385,7 +387,8 @@ class ConfluentSource:
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read on from this offset."""
-        self._of(partition).position = offset
+        place = self._of(partition)
+        place.position, place.identity = offset, self._named.get(partition.topic)
         self._moved = True
 
     def pause(self, partitions: Iterable[Partition]) -> None:

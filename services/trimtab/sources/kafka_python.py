@@ -72,6 +72,8 @@ class KafkaPythonSource:
         self._consumer = KafkaConsumer(**options)
         self._told: dict[str, Identity] = {}
         """The identity of each topic as `identity` last told it."""
+        self._sought: dict[Partition, Identity | None] = {}
+        """The identity told when each partition was last placed: its position is one of that log."""
         self._answers: dict[Partition, Identity] | None = None
         """What was asked for a callback that runs now: on the client's own thread nothing can be."""
 
@@ -185,7 +187,7 @@ class KafkaPythonSource:
     def _refuse_truncated(self, partition: Partition) -> None:
         """Raise SourceError for a log that ends too early, unless it is of a topic created again."""
         said = self.identities([partition]).get(partition)
-        if said is None or said != self._told.get(partition.topic):
+        if said is None or said != self._sought.get(partition):
             time.sleep(RETRY_S)  # until whoever claimed it asks, too
             return
         position, _ = self.progress(partition)
@@ -197,6 +199,7 @@ class KafkaPythonSource:
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read on from this offset."""
+        self._sought[partition] = self._told.get(partition.topic)
         self._consumer.seek(_key(partition), offset)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
