@@ -6,7 +6,6 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from trimtab.archive import app
 from trimtab.archive.app import Archive
 from trimtab.settings import KafkaSettings
 from trimtab.source import Partition
@@ -42,9 +41,8 @@ def archived(store):
 
 @pytest.mark.parametrize("client", ["kafka-python", "confluent-kafka"])
 def test_each_file_of_a_topic_made_again_under_the_archive_is_of_one_log(
-    client, kafka_broker, sqlite_url, tmp_path, monkeypatch
+    client, kafka_broker, sqlite_url, tmp_path
 ):
-    monkeypatch.setattr(app, "_IDENTITY_S", 1.0)
     store = open_store(sqlite_url)
     upgrade(store)
 

@@ -820,7 +820,7 @@ def test_of_a_topic_made_again_no_row_is_counted_in_two_ledgers_or_in_none(store
     drain(ingest)
     assert ingest.counters["identities_changed"] == 1
     old, new = sorted(ledger(store), key=lambda one: one.partition_id)
-    assert (old.messages, old.next_offset, old.rows) == (5, 5, 5)
+    assert (old.messages, old.next_offset, old.rows, old.lag) == (5, 5, 5, 0)
     assert (new.first_offset, new.messages, new.unit("row")) == (0, 8, {"counted": 8})
     assert old.balance() == new.balance() == []
 
@@ -847,10 +847,31 @@ def test_a_new_log_that_is_shorter_is_found_though_nothing_comes_of_it(store, lo
     ingest = member(store, log, IN)
     drain(ingest)
     made_again(log, 100, 3)
-    ingest._identified_s = -1e9  # it is due at the next step
     drain(ingest)
     old, new = sorted(ledger(store), key=lambda one: one.partition_id)
     assert (old.messages, new.messages) == (5, 3)
+
+
+def test_a_partition_that_could_only_half_be_claimed_does_not_stop_the_others(
+    store, log, monkeypatch
+):
+    ingest = member(store, log, IN, Partition("in", 1))
+    real = ingest.source.beginning
+
+    def beginning(partition):
+        if partition != IN:
+            raise SourceAwayError("its leader is away")
+        return real(partition)
+
+    monkeypatch.setattr(ingest.source, "beginning", beginning)
+    send_rows(log, [row(0)])
+    drain(ingest)
+    made_again(log, 100, 2)
+    drain(ingest)
+    assert [one.messages for one in sorted(ledger(store), key=lambda one: one.partition_id)] == [
+        1,
+        2,
+    ]
 
 
 def test_what_a_new_log_has_dropped_is_not_lost_from_the_old_ledger(store, log):
@@ -893,7 +914,7 @@ def test_what_nobody_confirms_waits_in_bounded_memory_and_holds_up_no_other(stor
     assert IN in ingest.source.paused
     assert entry(store, "labels").next_offset > 20
     assert ingest.counters["unconfirmed"] == 1
-    assert entry(store).owner == "one"
+    assert (entry(store).owner, entry(store).lag) == ("one", 0), "what end it sees nobody confirms"
     ingest.source.silent.clear()
     drain(ingest, 60)
     assert IN not in ingest.source.paused
@@ -925,7 +946,7 @@ def test_who_leaves_without_an_answer_commits_nothing_and_another_reads_it(store
 def test_one_question_goes_before_the_flushes_of_a_step_and_none_before_nothing(store, log):
     ingest = member(store, log)
     drain(ingest)
-    ingest._identified_s = 1e9  # no question but those of flushes
+    ingest._sighted_s = 1e9  # no question but those of flushes
     ingest.source.asked.clear()
     for _ in range(3):
         ingest.step(0)

@@ -227,7 +227,7 @@ def test_of_a_topic_made_again_each_file_is_of_one_log(world):
 
 
 def test_a_shorter_new_log_is_found_though_nothing_comes_of_it(world, monkeypatch):
-    monkeypatch.setattr(app, "_IDENTITY_S", 0.0)
+    monkeypatch.setattr(app, "_SEEN_EVERY_S", 0.0)
     archive, _ = world.archive()
     for number in range(3):
         world.log.send(ROWS, inference(number), T0)

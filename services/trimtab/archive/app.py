@@ -39,8 +39,6 @@ _POLL_S = 0.5
 _POLL_RECORDS = 5_000
 _SEEN_EVERY_S = 2.0
 _RETRY_S = 1.0
-_IDENTITY_S = 10.0
-"""How often topics of which nothing comes are asked for, too: a client may stand past the end of a new log."""
 _FLUSH_BYTES = 32 * 1024 * 1024
 """A partition with so much in memory is committed before its time."""
 
@@ -72,7 +70,6 @@ class Archive:
         self._pending: dict[Partition, Pending] = {}
         self._seen_s = 0.0
         self._identities = Identities(source, time.monotonic)
-        self._identified_s = time.monotonic()
         self._full: set[Partition] = set()
         """Partitions that are paused, because much waits until their identity is confirmed."""
 
@@ -192,9 +189,6 @@ class Archive:
                 if self._is_full(pending) or at_ms - pending.since_ms >= self._flush_s * 1000
             ]
         )
-        if time.monotonic() - self._identified_s >= _IDENTITY_S:
-            self._identified_s = time.monotonic()
-            self._confirm(list(self._pending))
 
     def _is_full(self, pending: Pending) -> bool:
         return pending.rows >= self._flush_rows or pending.value_bytes >= _FLUSH_BYTES
@@ -218,7 +212,7 @@ class Archive:
     def _confirm(self, partitions: Collection[Partition]) -> frozenset[Partition]:
         """Return which of these are still what was claimed; claim anew what was made again under us."""
         confirmed = self._identities.confirm(partitions)
-        for partition in sorted(confirmed.other):
+        for partition in sorted(confirmed.other & self._claims.keys()):
             log.error(
                 "a topic was made again: its offsets start a ledger of their own. What was read, but not "
                 "yet archived, is dropped: the messages of the new topic are read again",
@@ -271,9 +265,14 @@ class Archive:
         if time.monotonic() - self._seen_s < _SEEN_EVERY_S:
             return
         self._seen_s = time.monotonic()
+        # A client may stand beyond the end of a new log: then nothing comes that a commit would ask for.
+        progress = {partition: self._source.progress(partition) for partition in self._claims}
+        confirmed = self._confirm(sorted(self._claims)) if self._claims else frozenset()
         sights = []
         for partition, claimed in self._claims.items():
-            position, end = self._source.progress(partition)
+            position, end = progress[partition]
+            if partition not in confirmed:
+                end = None
             caught_up = position is not None and end is not None and position >= end
             sights.append(Sight(claimed.partition_id, claimed.epoch, end, caught_up))
         try:

@@ -36,8 +36,6 @@ REFRESH_S = 0.5
 """How often contracts and cuts are looked at."""
 SIGHT_S = 1.0
 """How often an owner says that it lives and where the log ends."""
-IDENTITY_S = 10.0
-"""How often topics of which nothing comes are asked for, too: a client may stand past the end of a new log."""
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
@@ -132,7 +130,7 @@ class Ingest:
         self._full: set[Partition] = set()
         """Those of them that are paused, because what waits has become too much."""
         self._store_retry_s: float | None = None
-        self._refreshed_s = self._sighted_s = self._identified_s = -1e9
+        self._refreshed_s = self._sighted_s = -1e9
 
     def start(self) -> None:
         """Join the group."""
@@ -240,7 +238,7 @@ class Ingest:
         All that was polled from a confirmed partition until now is of the claimed log.
         """
         confirmed = self._identities.confirm(partitions)
-        for partition in sorted(confirmed.other):
+        for partition in sorted(confirmed.other & self.owned.keys()):
             waiting = len(self._buffers[partition].records)
             self.counters["identities_changed"] += 1
             log.error(
@@ -298,9 +296,6 @@ class Ingest:
         self._claim_due()
         for loss in lost:
             self._lose(loss)
-        if self._monotonic() - self._identified_s >= IDENTITY_S:
-            self._confirm(sorted(self.owned))
-            self._identified_s = self._monotonic()
         if self._monotonic() - self._refreshed_s >= REFRESH_S:
             self.knowledge.refresh()
             self._refreshed_s = self._monotonic()
@@ -464,10 +459,17 @@ class Ingest:
     # --- signs of life ----------------------------------------------------------------------------
 
     def _sight(self) -> None:
+        if not self.owned:
+            return
+        # A client may stand beyond the end of a new log: then nothing comes that a flush would ask for.
+        progress = {partition: self.source.progress(partition) for partition in self.owned}
+        confirmed = self._confirm(sorted(self.owned))
         sights = []
         by_id = {owned.claim.partition_id: p for p, owned in self.owned.items()}
         for partition, owned in sorted(self.owned.items()):
-            position, end = self.source.progress(partition)
+            position, end = progress[partition]
+            if partition not in confirmed:
+                end = None
             caught_up = (
                 not self._buffers[partition].records
                 and end is not None
