@@ -372,7 +372,7 @@ class ConfluentSource:
             return [Lost(partition, wanted, beginning)]
         if end < wanted:
             said = self.identities([partition]).get(partition)
-            if said is None or said != place.identity:
+            if said is None or place.identity not in (None, said):
                 time.sleep(RETRY_S)  # made again: until whoever claimed it asks, too
                 return []
             raise SourceError(
