@@ -495,11 +495,15 @@ class ConfluentSource:
 
         if not self._has_topic_ids:
             return dict.fromkeys(topics, "")
-        if self._asking is None:
-            self._asking = AdminClient(self._ask_options, logger=log)
-        answers = self._asking.describe_topics(
-            self._kafka.TopicCollection(topics), request_timeout=limit_s
-        )
+        try:
+            if self._asking is None:
+                self._asking = AdminClient(self._ask_options, logger=log)
+            answers = self._asking.describe_topics(
+                self._kafka.TopicCollection(topics), request_timeout=limit_s
+            )
+        except self._kafka.KafkaException as error:
+            log.warning("The broker cannot be asked for its topics: %s", _text(error))
+            return {}
         ids = {}
         for topic, answer in answers.items():
             try:

@@ -273,7 +273,13 @@ class KafkaPythonSource:
         """Ask each partition's leader which creation of the topic it has; see `Source`."""
         if self._answers is not None:
             return {p: self._answers[p] for p in partitions if p in self._answers}
-        answers: dict[Partition, Identity] = self._run(self._ask, partitions)
+        from kafka.errors import KafkaError
+
+        try:
+            answers: dict[Partition, Identity] = self._run(self._ask, partitions)
+        except KafkaError as error:
+            log.warning("The brokers cannot be asked for their topics: %r", error)
+            return {}
         return answers
 
     @property
