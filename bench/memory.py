@@ -13,7 +13,7 @@ with that of the first. A quick run is too short for either to mean much: its pa
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,10 @@ class MadeSource:
     def identity(self, topic: str) -> Identity:
         """Return one identity per topic."""
         return Identity("bench", topic)
+
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Return the same again."""
+        return {partition: self.identity(partition.topic) for partition in partitions}
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """No broker wants to know."""

@@ -882,21 +882,160 @@ def test_a_new_identity_of_the_topic_starts_a_ledger_of_its_own(store, log):
     assert_balanced(store)
 
 
-def test_a_topic_made_again_under_a_reader_is_claimed_anew(store, log):
-    """No client tells: each would read on at the old position, and skip what lies before it."""
+def made_again(log, first, count):
+    """Make the topic of the rows again and send as many others, as long as the client reads on."""
+    log.make_again("in")
+    send_rows(log, [row(i) for i in range(first, first + count)])
+
+
+def test_of_a_topic_made_again_no_row_is_counted_in_two_ledgers_or_in_none(store, log):
+    """No client tells: each reads on at the old position, and would skip what lies before it."""
     send_rows(log, [row(i) for i in range(5)])
     ingest = member(store, log, IN)
     drain(ingest)
-    log.cluster_id = "another"
-    log.records[IN].clear()
-    log.ends[IN] = 0
-    send_rows(log, [row(i) for i in range(100, 108)])
-    ingest._identified_s = -1e9  # it is due at the next step
+    made_again(log, 100, 8)
     drain(ingest)
     assert ingest.counters["identities_changed"] == 1
-    old, new = sorted(ledger(store), key=lambda one: one.messages)
-    assert (old.next_offset, new.first_offset, new.next_offset) == (5, 0, 8)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.messages, old.next_offset, old.rows, old.lag) == (5, 5, 5, 0)
+    assert (new.first_offset, new.messages, new.unit("row")) == (0, 8, {"counted": 8})
     assert old.balance() == new.balance() == []
+
+
+def test_a_batch_with_rows_of_both_logs_is_counted_by_neither_half(store, log):
+    """Of the old log they can be read no more; which they are nobody can tell."""
+    ingest = member(store, log, IN)
+    clock = ingest._monotonic
+    ingest._monotonic = lambda: 5.0  # nothing is due
+    ingest.step(0)
+    send_rows(log, [row(i) for i in range(5)])
+    ingest.step(0)
+    made_again(log, 100, 8)
+    ingest.step(0)
+    assert len(ingest._buffers[IN].records) == 8
+    ingest._monotonic = clock
+    drain(ingest)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.messages, new.messages) == (0, 8)
+
+
+def test_a_new_log_that_is_shorter_is_found_though_nothing_comes_of_it(store, log):
+    send_rows(log, [row(i) for i in range(5)])
+    ingest = member(store, log, IN)
+    drain(ingest)
+    made_again(log, 100, 3)
+    drain(ingest)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.messages, new.messages) == (5, 3)
+
+
+def test_a_partition_that_could_only_half_be_claimed_does_not_stop_the_others(
+    store, log, monkeypatch
+):
+    ingest = member(store, log, IN, Partition("in", 1))
+    real = ingest.source.beginning
+
+    def beginning(partition):
+        if partition != IN:
+            raise SourceAwayError("its leader is away")
+        return real(partition)
+
+    monkeypatch.setattr(ingest.source, "beginning", beginning)
+    send_rows(log, [row(0)])
+    drain(ingest)
+    made_again(log, 100, 2)
+    drain(ingest)
+    assert [one.messages for one in sorted(ledger(store), key=lambda one: one.partition_id)] == [
+        1,
+        2,
+    ]
+
+
+def test_what_a_new_log_has_dropped_is_not_lost_from_the_old_ledger(store, log):
+    send_rows(log, [row(i) for i in range(5)])
+    ingest = member(store, log, IN)
+    drain(ingest)
+    made_again(log, 100, 20)
+    log.drop_before(IN, 12)
+    drain(ingest)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.messages, old.lost) == (5, 0)
+    assert (new.first_offset, new.messages, new.lost) == (12, 8, 0)
+
+
+def test_a_loss_that_nobody_confirms_is_met_again(store, log):
+    send_rows(log, [row(i) for i in range(5)])
+    ingest = member(store, log, IN)
+    drain(ingest)
+    send_rows(log, [row(i) for i in range(5, 10)])
+    log.drop_before(IN, 7)
+    ingest.source.silent.add("in")
+    drain(ingest)
+    assert (entry(store).messages, entry(store).lost) == (5, 0)
+    ingest.source.silent.clear()
+    drain(ingest)
+    assert (entry(store).messages, entry(store).lost) == (8, 2)
+    assert_balanced(store)
+
+
+def test_what_nobody_confirms_waits_in_bounded_memory_and_holds_up_no_other(store, log):
+    ingest = member(store, log, IN, LABELS, poll=10, flush_rows=20)
+    drain(ingest)
+    ingest.source.silent.add("in")
+    for i in range(30):
+        send_rows(log, [row(10 * i + n) for n in range(10)])
+        send_label(log, i, "yes")
+        ingest.step(0)
+    assert entry(store).next_offset == 0
+    assert len(ingest._buffers[IN].records) == 20
+    assert IN in ingest.source.paused
+    assert entry(store, "labels").next_offset > 20
+    assert ingest.counters["unconfirmed"] == 1
+    assert (entry(store).owner, entry(store).lag) == ("one", 0), "what end it sees nobody confirms"
+    ingest.source.silent.clear()
+    drain(ingest, 60)
+    assert IN not in ingest.source.paused
+    assert (entry(store).next_offset, entry(store).rows) == (300, 300)
+    assert (ingest.counters["claims"], ingest.counters["unconfirmed"]) == (2, 1)
+    assert_balanced(store)
+
+
+@pytest.mark.parametrize("how", ["stopped", "revoked"])
+def test_who_leaves_without_an_answer_commits_nothing_and_another_reads_it(store, log, how):
+    ingest = member(store, log, IN)
+    ingest._monotonic = lambda: 5.0  # nothing is due
+    ingest.step(0)
+    send_rows(log, [row(i) for i in range(5)])
+    ingest.step(0)
+    ingest.source.silent.add("in")
+    if how == "stopped":
+        ingest.stop()
+    else:
+        ingest.source.revoke(IN)
+        ingest.step(0)
+        assert not ingest.owned
+    assert entry(store).next_offset == 0
+    drain(member(store, log, IN, owner="two"))
+    assert (entry(store).messages, entry(store).rows) == (5, 5)
+    assert_balanced(store)
+
+
+def test_one_question_goes_before_the_flushes_of_a_step_and_none_before_nothing(store, log):
+    ingest = member(store, log)
+    drain(ingest)
+    ingest._sighted_s = 1e9  # no question but those of flushes
+    ingest.source.asked.clear()
+    for _ in range(3):
+        ingest.step(0)
+    assert ingest.source.asked == []
+    send_rows(log, [row(0)])
+    send_label(log, 0, "yes")
+    drain(ingest)
+    assert ingest.source.asked == [[IN, LABELS]]
+    send_rows(log, [row(1)])
+    ingest.source.revoke(IN, LABELS, RESOURCES)
+    drain(ingest)
+    assert ingest.source.asked == [[IN, LABELS]], "nothing was read that a revocation could commit"
 
 
 def test_a_revoked_partition_is_flushed_before_it_goes(store, log):

@@ -319,6 +319,12 @@ class World:
     def entries(self):
         return ledger(self.store)
 
+    def ledgers(self, role):
+        """How many ledgers each partition of a topic has, one for each creation; the least of them."""
+        topic = self.topic[role]
+        places = [e.partition for e in self.entries() if e.topic == topic]
+        return min(places.count(number) for number in range(self.partitions[role]))
+
     def flushed(self):
         """How many flushes there have been, over all partitions."""
         with self.store.read() as connection:
