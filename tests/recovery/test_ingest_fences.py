@@ -912,7 +912,7 @@ def test_a_batch_with_rows_of_both_logs_is_counted_by_neither_half(store, log):
     ingest.step(0)
     made_again(log, 100, 8)
     ingest.step(0)
-    assert len(ingest._buffers[IN].records) == 8
+    assert ingest._buffers[IN].records == 8
     ingest._monotonic = clock
     drain(ingest)
     old, new = sorted(ledger(store), key=lambda one: one.partition_id)
