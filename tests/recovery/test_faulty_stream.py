@@ -7,15 +7,14 @@ import time
 from contextlib import contextmanager
 from random import Random
 
-import msgspec
 import pytest
 from faults.recount import Log, Record, differences, recount
 from faults.stream import LABEL_PARTITIONS, LIVE, MODELS, PARTITIONS, STEP_MS, poison, stream
+from faults.world import contracts_in_force
 from msgspec.structs import replace
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from trimtab.contracts.model import Contract
 from trimtab.events.types import Inference
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
@@ -92,25 +91,9 @@ def assert_equals_recount(store, log):
         )
         for place in sorted(PLACES, key=lambda p: ids[p])
     ]
-    with store.read() as connection:
-        revisions = connection.execute(
-            select(t.contract_activations).order_by(t.contract_activations.c.from_offset)
-        ).all()
-        bodies = {
-            (row.model, row.revision): msgspec.json.decode(row.body, type=Contract)
-            for row in connection.execute(select(t.contracts))
-        }
-
-    def contract_at(partition_id, model, offset):
-        found = None
-        for row in revisions:
-            if (row.partition_id, row.model) == (partition_id, model) and row.from_offset <= offset:
-                found = bodies[model, row.revision]
-        return found
-
     cuts = {name: active_cuts(store, name) for name in load_contracts(store)}
     models = [row.contract for row in load_contracts(store).values()]
-    assert differences(store, recount(logs, contract_at, cuts), models) == []
+    assert differences(store, recount(logs, contracts_in_force(store), cuts), models) == []
 
 
 def test_every_kind_of_poison_has_its_reason_by_the_recount_too(store):
