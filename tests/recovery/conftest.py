@@ -131,12 +131,16 @@ def pytest_terminal_summary(terminalreporter):
     if not OUTCOMES:
         return
     terminalreporter.section("faults")
-    line = "{:<24} {:<11} {:<16} {:>6} {:>7}  {:<17} {:<8} {:>8}"
-    head = ("fault", "database", "client", "struck", "rows", "ledger", "recount", "seconds")
-    terminalreporter.write_line(line.format(*head))
+    line = "{:<20} {:<11} {:<16} {:>6} {:>7}  {:<17} {:<8} {:<7} {:>7}"
+    head = ("fault", "database", "client", "struck", "rows", "ledger", "recount", "result")
+    terminalreporter.write_line(line.format(*head, "seconds"))
     for o in OUTCOMES:
-        cells = (o.fault, o.database, o.client, o.struck, o.rows, o.ledger, o.recount)
+        cells = (o.fault, o.database, o.client, o.struck, o.rows, o.ledger, o.recount, o.result)
         terminalreporter.write_line(line.format(*cells, f"{o.seconds:.1f}"))
+    fine = sum(o.result == "ok" for o in OUTCOMES)
+    terminalreporter.write_line(
+        f"{fine} of {len(OUTCOMES)} ok; {sum(o.seconds for o in OUTCOMES) / 60:.0f} minutes"
+    )
     for o in OUTCOMES:
         if o.told:
             terminalreporter.write_line(f"{o.fault}, {o.database}, {o.client}, of {o.struck}:")

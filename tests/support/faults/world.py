@@ -26,6 +26,7 @@ from faults.recount import Log, Record, differences, recount
 from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
 from faults.strike import read_trace, watch
 from trimtab.contracts.model import Contract
+from trimtab.monitor.verify import verify_verdict
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.ledger import ledger
@@ -34,6 +35,8 @@ from trimtab.store.models import active_cuts, apply_contract, load_contracts
 from trimtab.store.settled import under_way
 
 DEADLINE_S = 120
+VERDICTS = 30
+"""How many verdicts are recomputed at the end."""
 STRIKE_S = 5
 """How long a monitor may take to come to the point at which it is to die."""
 # A process forked from one that has imported the monitor starts in milliseconds, and dies like any other.
@@ -55,6 +58,7 @@ class Outcome:
     """What more there is to tell of it, such as where the kills struck."""
     ledger: str = "–"
     recount: str = "–"
+    result: str = "FAILED"
     seconds: float = 0.0
 
 
@@ -503,7 +507,7 @@ class World:
         )
 
     def finish(self):
-        """Send the rest, wait for the end, and check the four things."""
+        """Send the rest, wait for the end, and check all that must hold."""
         if self.sent < len(self.messages):
             self.send()
         ends = self.read()
@@ -522,6 +526,7 @@ class World:
         problems = differences(self.store, self.expected(), models)
         self.outcome.recount = "equal" if not problems else "DIFFERS"
         assert problems == [], "\n".join(text[:2_000] for text in problems[:6])
+        assert self.unconfirmed() == []
         unexpected = [
             f"{monitor.log.name}: {text}"
             for monitor in self.monitors
@@ -529,6 +534,15 @@ class World:
             if not any(word in text for word in self.allowed)
         ]
         assert unexpected == [], "\n".join(text[:2_000] for text in unexpected[:5])
+
+    def unconfirmed(self):
+        """Recompute some of the verdicts that stand; return what is said of those that come out otherwise."""
+        with self.store.read() as connection:
+            standing = connection.scalars(select(t.verdicts.c.id).where(t.verdicts.c.latest)).all()
+        assert standing
+        some = self.random.sample(standing, min(len(standing), VERDICTS))
+        told = [verify_verdict(self.store, one) for one in some]
+        return [f"verdict {one.verdict}: {one.said}" for one in told if not one.confirmed]
 
     def expected(self):
         """Recount what is in the topics, and what was in those that are gone."""
