@@ -345,7 +345,7 @@ FAULTS = {
     topic_created_again: "postgresql",
     cluster_changed: "postgresql",
     contracts_applied: "sqlite",
-    answers_lost: "both",
+    answers_lost: "postgresql",
     log_truncated: "sqlite",
     codec_missing: "postgresql",
 }

@@ -387,14 +387,18 @@ class World:
         return self.start(knobs, group_instance_id=name)
 
     def kill(self, monitor, strike=None):
-        """`kill -9` one that is at work: at a moment of the next seconds, or where `strike` says it dies.
+        """`kill -9` one that is at work: at a moment of the next second, or where `strike` says it dies.
 
         A point that a monitor does not come to within some seconds (there is nothing to judge, say) becomes
-        a moment.
+        a moment. Of those by the clock, one in three is counted from the claim, the others from the first flush.
         """
-        wait_for(
-            lambda: not monitor.process.is_alive() or monitor.trace.at_work, "something to kill"
-        )
+        early = strike or self.random.random() < 1 / 3
+
+        def busy():
+            trace = monitor.trace
+            return trace.at_work if early else trace.commits["flush"]
+
+        wait_for(lambda: not monitor.process.is_alive() or busy(), "something to kill")
         limit_s = STRIKE_S if strike else self.random.random() * 0.6
         deadline = time.monotonic() + limit_s
         while monitor.process.is_alive() and time.monotonic() < deadline:
