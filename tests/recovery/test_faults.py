@@ -74,6 +74,7 @@ def zombie(world):
         assert second.stop() == 0
         wait_for(lambda: len(world.owners()) == 1, "the one left owns all")
         assert first.stop() == 0
+        world.outcome.told["writes of a zombie refused by a fence"] += first.trace.refused
 
 
 def rebalanced(world):

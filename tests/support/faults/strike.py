@@ -19,13 +19,14 @@ from pathlib import Path
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
+from trimtab.errors import ConflictError
 from trimtab.store.engine import Store
 
 KINDS = ("claim", "flush", "ingest", "joiner", "evaluator", "housekeeping")
 """The write transactions of a monitor, by who writes; `ingest` are those that only tell that it lives."""
 PLACES = ("at a statement", "before COMMIT", "after COMMIT")
-_WRITING, _STRUCK, _ANSWERS = (2 * len(KINDS) + i for i in range(3))
-_SLOTS = struct.Struct(f"<{2 * len(KINDS) + 3}q")
+_WRITING, _STRUCK, _ANSWERS, _REFUSED = (2 * len(KINDS) + i for i in range(4))
+_SLOTS = struct.Struct(f"<{2 * len(KINDS) + 4}q")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Trace:
     struck: bool
     """Whether it died at its `Strike`."""
     answers_lost: int
+    refused: int
+    """How many of its write transactions a fence has refused."""
 
     @property
     def at_work(self):
@@ -73,6 +76,7 @@ def read_trace(path):
         numbers[_WRITING],
         bool(numbers[_STRUCK]),
         numbers[_ANSWERS],
+        numbers[_REFUSED],
     )
 
 
@@ -154,6 +158,9 @@ def watch(path, strike=None, lose_answers=None):
             with real(store) as connection:
                 yield connection
                 at("before COMMIT")
+        except ConflictError:
+            slots.add(_REFUSED, 1)
+            raise
         finally:
             here.writing = False
             slots.add(_WRITING, -1)
