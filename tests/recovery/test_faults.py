@@ -38,11 +38,16 @@ def points_to_die(random, number):
     return points[:number]
 
 
+def hurry(world):
+    """Let joiner and evaluator take over fast: else none would work between two kills."""
+    world.knobs["trimtab.monitor.joiner:HOLD_MS"] = 1_000
+    world.lease_s = 1.0
+
+
 def killed(world):
     """`kill -9` at random points: of one process after the other, then of one of two that work side by side."""
     number = (200 if world.client == "kafka-python" else 100) if world.long else 4
-    world.knobs["trimtab.monitor.joiner:HOLD_MS"] = 1_000  # else no joiner works between two kills
-    world.lease_s = 1.0
+    hurry(world)
     producer, beside = world.producer(), None
     for turn, point in enumerate(points_to_die(world.random, number)):
         world.hand_over(producer, 0.9 / number)
@@ -256,6 +261,7 @@ def contracts_applied(world):
     lateness = cycle(("40s", "5s", "1 min", "10s"))
     sources = cycle((("human", "model"), ("human",)))
     number = 30 if world.long else 3
+    hurry(world)
     for point in points_to_die(world.random, number):
         world.send(0.9 / number)
         monitor = world.start_static(strike=point)
@@ -273,11 +279,11 @@ def answers_lost(world):
     """Commits are done, and the connection breaks before the answer comes."""
     world.allowed += ["the answer to COMMIT is lost"]
     world.knobs["lose answers"] = (0.1, 200 if world.long else 20)
-    first = world.start()
-    world.send(0.5)
-    world.wait_for_flushes(10)
-    second = world.start()
+    world.knobs["trimtab.monitor.app:LONGEST_RESTART_S"] = 1
+    first, second = world.start(), world.start()
     wait_for(lambda: len(world.owners()) == 2, "both own partitions")
+    for _ in range(10 if world.long else 2):
+        world.send(0.09 if world.long else 0.45)
     world.send()
     world.settle(world.read())
     assert first.stop() == second.stop() == 0
