@@ -122,7 +122,7 @@ def watch(path, strike=None, lose_answers=None):
     """
     slots, here, came, lock = _Slots(path), _Here(), [0], threading.Lock()
     share, left = lose_answers or (0.0, 0)
-    losses, dice = [left], random.Random(os.getpid())
+    losses, dice, reads = [left], random.Random(os.getpid()), [False]
     real = Store.write
 
     def at(place):
@@ -135,7 +135,8 @@ def watch(path, strike=None, lose_answers=None):
 
     def answer():
         with lock:
-            if not losses[0] or dice.random() >= share:
+            # A monitor that cannot write when it starts ends with an error, and is started again by others.
+            if not reads[0] or not losses[0] or dice.random() >= share:
                 return
             losses[0] -= 1
         slots.add(_ANSWERS, 1)
@@ -169,6 +170,7 @@ def watch(path, strike=None, lose_answers=None):
         if here.kind:
             slots.add(KINDS.index(here.kind), 1)
             at("after COMMIT")
+            reads[0] = reads[0] or here.kind == "claim"
             answer()
 
     Store.write = write
