@@ -98,6 +98,7 @@ def _read_arrow(value: bytes) -> Any:
 
 def monitor(task: dict[str, Any]) -> float:
     """CPU seconds of our ingest loop to read, count and commit every message."""
+    from trimtab.monitor.app import collect_rarely
     from trimtab.monitor.ingest import Ingest
     from trimtab.settings import KafkaSettings
     from trimtab.sources import open_source
@@ -114,6 +115,7 @@ def monitor(task: dict[str, Any]) -> float:
     kafka = KafkaSettings(bootstrap=task["bootstrap"], client=task["client"])
     source = open_source(kafka, uuid.uuid4().hex, POLL)
     ingest = Ingest(store, source, {task["topic"]: "inference"}, "bench")
+    collect_rarely()
     ingest.start()
 
     def until(messages: int) -> int:

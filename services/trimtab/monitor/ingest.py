@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from sqlalchemy import select
@@ -19,6 +19,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import Role
+from trimtab.monitor.decode import Reading
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
@@ -40,17 +41,37 @@ IDENTITY_S = 10.0
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
+READ_RECORDS, READ_BYTES = 500, 256 * 1024
+"""Records that come in such a number, or of such a size, are read at once."""
 POLL_S = 0.2
 
 
 class _Buffer(Struct):
-    """Records of a partition that were polled but not yet flushed."""
+    """What was polled of a partition but not yet flushed: `reading`, then `waiting`."""
 
     next_offset: int
-    records: list[Record] = field(default_factory=list)
-    size: int = 0
+    reading: Reading | None = None
+    cuts: Mapping[str, ModelCuts] = field(default_factory=dict)
+    """Those known when the reading began, as its contracts are: the two belong together."""
+    waiting: list[Sequence[Record]] = field(default_factory=list)
+    """Records not read yet: few, or a batch in trouble."""
+    waiting_bytes: int = 0
     since_s: float = 0.0
-    end_offset: int | None = None
+
+    @property
+    def waits(self) -> int:
+        """Records not read yet."""
+        return sum(map(len, self.waiting))
+
+    @property
+    def records(self) -> int:
+        """Records polled since the last flush."""
+        return self.waits + (self.reading.records if self.reading else 0)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of their values."""
+        return self.waiting_bytes + (self.reading.value_bytes if self.reading else 0)
 
 
 class _Trouble(Struct):
@@ -262,10 +283,45 @@ class Ingest:
             return  # fetched before a seek
         if not buffer.records:
             buffer.since_s = self._monotonic()
-        buffer.records.extend(records)
-        buffer.size += sum(len(r.value) for r in records if r.value)
+        if records:
+            buffer.waiting.append(records)
         buffer.next_offset = batch.next_offset
-        buffer.end_offset = batch.end_offset
+        careful = partition in self._trouble
+        if buffer.waits >= READ_RECORDS and not careful:
+            self._read_now(partition, buffer)
+            return
+        buffer.waiting_bytes += sum(len(record.value or b"") for record in records)
+        if buffer.waiting_bytes >= READ_BYTES and not careful:
+            self._read_now(partition, buffer)
+
+    def _read_now(self, partition: Partition, buffer: _Buffer) -> None:
+        """Turn what waits into columns while the processor's cache still holds it.
+
+        Few records wait for the flush instead: a contract applied a moment ago is known by then.
+        """
+        try:
+            self._read(partition, buffer)
+        except Exception as error:  # noqa: BLE001 - no payload may stop its partition
+            self._counting_failed(partition, self.owned[partition], error)
+
+    def _read(self, partition: Partition, buffer: _Buffer) -> Reading:
+        """Read what waits; return all that was read since the last flush."""
+        if buffer.reading is None:
+            buffer.reading = self._new_reading(partition)
+            buffer.cuts = self.knowledge.cuts
+        for records in buffer.waiting:
+            buffer.reading.add(records)
+        buffer.waiting, buffer.waiting_bytes = [], 0
+        return buffer.reading
+
+    def _new_reading(self, partition: Partition) -> Reading:
+        trouble = self._trouble.get(partition)
+        return Reading(
+            self.roles[partition.topic],
+            partition.topic,
+            self.knowledge.views,
+            trouble.poison if trouble else frozenset(),
+        )
 
     def _work(self, lost: Sequence[Lost]) -> None:
         if self._store_retry_s is not None:
@@ -286,7 +342,7 @@ class Ingest:
 
     def _due(self, partition: Partition) -> bool:
         buffer, owned = self._buffers[partition], self.owned[partition]
-        if len(buffer.records) >= self.flush_rows or buffer.size >= BUFFER_BYTES_MAX:
+        if buffer.records >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX:
             return True
         if buffer.records:
             return self._monotonic() - buffer.since_s >= self._flush_interval_s()
@@ -332,34 +388,36 @@ class Ingest:
         nothing = not buffer.records and buffer.next_offset == owned.next_offset
         if last and nothing:
             return
-        trouble = self._trouble.get(partition)
         _, end = self.source.progress(partition)
-        for records, next_offset in self._cut(buffer, owned, trouble):
+        for reading, cuts, next_offset in self._batches(partition, buffer, owned):
             flush = owned.flush(
-                records,
+                reading,
                 next_offset,
-                self.knowledge.views,
-                self.knowledge.cuts,
+                cuts,
                 self.now_ms(),
                 end_offset=end,
                 caught_up=end is not None and next_offset >= end,
-                poison=trouble.poison if trouble else frozenset(),
             )
             self._account(partition, flush)
-        self._buffers[partition] = _Buffer(owned.next_offset, end_offset=end)
+        self._buffers[partition] = _Buffer(owned.next_offset)
+        trouble = self._trouble.get(partition)
         if trouble and owned.next_offset >= trouble.until:
             del self._trouble[partition]
 
-    def _cut(
-        self, buffer: _Buffer, owned: OwnedPartition, trouble: _Trouble | None
-    ) -> list[tuple[list[Record], int]]:
-        """Return the batches to flush: one, or single records while a batch is in trouble."""
-        if trouble is None or owned.next_offset >= trouble.until:
-            return [(buffer.records, buffer.next_offset)]
-        careful = [r for r in buffer.records if r.offset < trouble.until]
-        rest = buffer.records[len(careful) :]
-        batches = [([record], record.offset + 1) for record in careful]
-        return [*batches, (rest, buffer.next_offset)]
+    def _batches(
+        self, partition: Partition, buffer: _Buffer, owned: OwnedPartition
+    ) -> Iterator[tuple[Reading, Mapping[str, ModelCuts], int]]:
+        """Yield (batch, its cuts, offset after it) to flush: one, or single records while one is in trouble."""
+        trouble = self._trouble.get(partition)
+        if trouble is not None and owned.next_offset < trouble.until:
+            records = [record for some in buffer.waiting for record in some]
+            careful = [record for record in records if record.offset < trouble.until]
+            for record in careful:
+                reading = self._new_reading(partition)
+                reading.add([record])
+                yield reading, self.knowledge.cuts, record.offset + 1
+            buffer.waiting = [records[len(careful) :]]
+        yield self._read(partition, buffer), buffer.cuts, buffer.next_offset
 
     def _account(self, partition: Partition, flush: Flush) -> None:
         self.counters["flushes"] += 1
@@ -379,8 +437,9 @@ class Ingest:
             exc_info=error,
         )
         trouble = self._trouble.get(partition)
-        if trouble is None:
-            trouble = _Trouble(self._buffers[partition].next_offset)
+        if trouble is None or owned.next_offset >= trouble.until:  # which record is not known yet
+            poison = trouble.poison if trouble else frozenset()
+            trouble = _Trouble(self._buffers[partition].next_offset, poison)
         else:  # one record at a time: it is the one at the stored offset
             trouble = _Trouble(trouble.until, trouble.poison | {self._culprit(partition, owned)})
         self._trouble[partition] = trouble
@@ -388,9 +447,8 @@ class Ingest:
 
     def _culprit(self, partition: Partition, owned: OwnedPartition) -> int:
         buffer = self._buffers[partition]
-        return next(
-            (r.offset for r in buffer.records if r.offset >= owned.next_offset), owned.next_offset
-        )
+        offsets = (record.offset for records in buffer.waiting for record in records)
+        return next((o for o in offsets if o >= owned.next_offset), owned.next_offset)
 
     def _lose(self, loss: Lost) -> None:
         owned = self.owned.get(loss.partition)
