@@ -116,7 +116,7 @@ def database_restarted(world):
         "terminating connection",
     ]
     world.start()
-    for _ in range(15 if world.long else 2):
+    for _ in range(10 if world.long else 2):
         world.send(0.05 if world.long else 0.4)
         world.wait_for_flushes()
         world.server.shut_down()
