@@ -120,25 +120,26 @@ def watch(path, strike=None, lose_answers=None):
     Die at `strike`, if there is one. With `lose_answers` (share of commits, how many at most), a commit is
     done and then looks as if the connection had broken before its answer came.
     """
-    slots, here, came, lock = _Slots(path), _Here(), [0], threading.Lock()
+    slots, here, lock, dice = _Slots(path), _Here(), threading.Lock(), random.Random(os.getpid())
     share, left = lose_answers or (0.0, 0)
-    losses, dice, reads = [left], random.Random(os.getpid()), [False]
-    real = Store.write
+    came, reads, real = 0, False, Store.write
 
     def at(place):
+        nonlocal came
         if strike is None or (here.kind, place) != (strike.kind, strike.place):
             return
-        came[0] += 1
-        if came[0] == strike.nth:
+        came += 1
+        if came == strike.nth:
             slots.add(_STRUCK, 1)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def answer():
+        nonlocal left
         with lock:
             # A monitor that cannot write when it starts ends with an error, and is started again by others.
-            if not reads[0] or not losses[0] or dice.random() >= share:
+            if not reads or not left or dice.random() >= share:
                 return
-            losses[0] -= 1
+            left -= 1
         slots.add(_ANSWERS, 1)
         raise OperationalError("COMMIT", {}, Exception("the answer to COMMIT is lost"))
 
@@ -153,6 +154,7 @@ def watch(path, strike=None, lose_answers=None):
 
     @contextmanager
     def write(store):
+        nonlocal reads
         here.writing, here.kind = True, ""
         slots.add(_WRITING, 1)
         try:
@@ -170,7 +172,7 @@ def watch(path, strike=None, lose_answers=None):
         if here.kind:
             slots.add(KINDS.index(here.kind), 1)
             at("after COMMIT")
-            reads[0] = reads[0] or here.kind == "claim"
+            reads = reads or here.kind == "claim"
             answer()
 
     Store.write = write
