@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
@@ -78,6 +79,7 @@ def run_child(settings, log, knobs):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    faulthandler.enable()  # what a crash inside a library was doing
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -405,7 +407,8 @@ class World:
             time.sleep(0.005)
         monitor.kill()
         trace = monitor.trace
-        assert monitor.process.exitcode == -signal.SIGKILL, self.said()
+        code = monitor.process.exitcode
+        assert code == -signal.SIGKILL, f"ended by itself with {code}\n{self.said()}"
         assert trace.at_work
         self.outcome.struck += 1
         stored = ", had flushed" if trace.commits["flush"] else ""
