@@ -146,6 +146,11 @@ class Reading:
         self._labels: dict[str, list[tuple[int, Label, Any]]] = {}
         self._view: ModelView | None = None
 
+    @property
+    def units(self) -> int:
+        """Rows, labels and resources read: a record may hold many."""
+        return self._out.units.total()
+
     def add(self, records: Sequence[Record]) -> None:
         """Read the records that come next in the partition."""
         start = 0

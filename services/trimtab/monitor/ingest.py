@@ -69,6 +69,11 @@ class _Buffer(Struct):
         return self.waits + (self.reading.records if self.reading else 0)
 
     @property
+    def units(self) -> int:
+        """Rows, labels and resources in them; a record not read yet counts as one."""
+        return self.waits + (self.reading.units if self.reading else 0)
+
+    @property
     def value_bytes(self) -> int:
         """Bytes of their values."""
         return self.waiting_bytes + (self.reading.value_bytes if self.reading else 0)
@@ -342,7 +347,7 @@ class Ingest:
 
     def _due(self, partition: Partition) -> bool:
         buffer, owned = self._buffers[partition], self.owned[partition]
-        if buffer.records >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX:
+        if buffer.units >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX:
             return True
         if buffer.records:
             return self._monotonic() - buffer.since_s >= self._flush_interval_s()

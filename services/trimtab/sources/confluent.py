@@ -295,7 +295,10 @@ class ConfluentSource:
         # `consume` waits until it has all it was asked for: ask for one, then take what is there.
         messages = self._consumer.consume(1, timeout_s)
         if messages and self._poll_records > 1:
-            messages += self._consumer.consume(self._poll_records - 1, LINGER_S)
+            # Of large messages fewer, so that the caller can work on them in pieces.
+            likely = max(1, len(messages[0].value() or b""))
+            most = min(self._poll_records - 1, max(1, POLL_FETCH_BYTES // likely))
+            messages += self._consumer.consume(most, LINGER_S)
         taken: dict[Partition, list[Any]] = {}
         lost: list[Lost] = []
         for (topic, number, fine), run in self._runs(messages):
