@@ -22,20 +22,14 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import func, select
 
+from trimtab.monitor.compaction import compact
 from trimtab.monitor.joiner import CHECKPOINT_RUNS, Joiner
-from trimtab.monitor.joining import Joining, compact
+from trimtab.monitor.joining import Joining
 from trimtab.store import ledger
 from trimtab.store.engine import Store, open_store
-from trimtab.store.labels import (
-    Group,
-    LabelRun,
-    PredictionRun,
-    StoredRun,
-    claim_joiner,
-    decode_kept,
-    encode_kept,
-    write_run,
-)
+from trimtab.store.entries import decode_kept, encode_kept
+from trimtab.store.joiners import claim_joiner
+from trimtab.store.label_runs import Group, LabelRun, PredictionRun, StoredRun, write_run
 from trimtab.store.tables import kept_runs, label_runs, metadata
 
 BATCH = 100_000

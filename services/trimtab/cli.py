@@ -180,7 +180,7 @@ def verify(
     verdict: Annotated[int, typer.Argument(metavar="VERDICT", help="Number of the verdict.")],
     as_json: Json = False,
 ) -> None:
-    """Recompute a verdict from the stored states; exit code 3 unless it is confirmed."""
+    """Recompute a verdict from the stored states, or say what has expired; exit code 3 unless confirmed."""
     from trimtab.monitor.verify import verify_verdict
 
     with store_of(context) as store:

@@ -7,7 +7,7 @@ offset after the last one it has passed, so that the caller can tell gaps from m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from msgspec import Struct
@@ -19,6 +19,8 @@ SESSION_TIMEOUT_MS = 10_000
 RETRY_S = 0.2
 ASK_LIMIT_MS = 10_000
 """How long a question to the broker may hold up the loop."""
+CONFIRM_LIMIT_MS = 1_000
+"""The same of the question whether topics are still those that were claimed, which every flush asks."""
 
 
 class SourceError(TrimtabError):
@@ -152,7 +154,17 @@ class Source(Protocol):
         """
 
     def identity(self, topic: str) -> Identity:
-        """Return the identity of the topic's offsets. Raises SourceAwayError."""
+        """Ask the broker for the identity of the topic's offsets. Raises SourceAwayError.
+
+        Not for use inside the callbacks.
+        """
+
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Ask the broker, after this call has begun, which creation of their topics these are now.
+
+        Whatever came from `poll` before is of that creation or an earlier one. Left out is what is not
+        answered within CONFIRM_LIMIT_MS. Inside `on_revoked`, only for the partitions that it names.
+        """
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Tell the broker how far we are, for lag tools. Never raises, never waits."""

@@ -3,20 +3,16 @@
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimtab.monitor.joining import Current, Joining, compact
+from trimtab.monitor.compaction import compact
+from trimtab.monitor.current import Current, distinct
+from trimtab.monitor.joining import Joining
 from trimtab.stats.performance import PerformanceState
-from trimtab.store.labels import (
-    Group,
-    KeptRun,
-    LabelRun,
-    PredictionRun,
-    StoredRun,
-    decode_kept,
-    encode_kept,
-)
+from trimtab.store.entries import KeptRun, decode_kept, encode_kept
+from trimtab.store.label_runs import Group, LabelRun, PredictionRun, StoredRun
 from trimtab.windows.ids import id_hashes
 
 GROUPS = (Group("1", "", 0, ("c=a",)), Group("2", "challenger", 3, ("c=b",)))
@@ -87,6 +83,26 @@ def recount(events):
     return states
 
 
+def recounted_classes(events):
+    """What becomes of each label by the definition, by (partition, class)."""
+    predicted = {row for _, (kind, row, *_) in events if kind == "p"}
+    labels, counts = {}, {}
+    for partition, (kind, row, *said) in events:
+        if kind == "l":
+            labels.setdefault(row, []).append((tuple(said), partition))
+    for row, found in labels.items():
+        most = max((revision, gone, CLASSES[code].encode()) for (revision, gone, code), _ in found)
+        same = sorted(p for (r, g, c), p in found if (r, g, CLASSES[c].encode()) == most)
+        becomes = [(same[0], "joined")] if row in predicted else []
+        becomes += [(p, "duplicate") for p in same[1:]]
+        becomes += [
+            (p, "superseded") for (r, g, c), p in found if (r, g, CLASSES[c].encode()) != most
+        ]
+        for place in becomes:
+            counts[place] = counts.get(place, 0) + 1
+    return counts
+
+
 def unique_first_predictions(events):
     """One prediction per (id, partition, pane): the flush has removed the others as duplicates."""
     seen, kept = set(), []
@@ -117,9 +133,7 @@ def test_any_order_and_any_batches_end_at_the_recount(events, cuts, random):
         for k, v in states.items()
     }
     assert found == recount(events)
-    assert all(count >= 0 for count in classes.values())
-    labels = sum(1 for _, event in events if event[0] == "l")
-    assert sum(classes.values()) <= labels
+    assert {place: count for place, count in classes.items() if count} == recounted_classes(events)
 
 
 @settings(max_examples=100, deadline=None)
@@ -136,6 +150,7 @@ def test_an_index_rebuilt_from_the_runs_goes_on_as_the_old_one_would(events, cut
     expected, found = old.merge(after), rebuilt.merge(after)
     assert found.deltas == expected.deltas
     assert found.classes == expected.classes
+    assert entries(whole(rebuilt)) == entries(whole(old))
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers()), max_size=20), max_size=8))
@@ -167,6 +182,7 @@ def whole(index):
     return KeptRun(
         *index._predictions.before("pane", 2**62),
         *index._labels.before("time", 2**62),
+        *index._repeats.get(distinct(index._labels.before("time", 2**62)[0])),
         tuple(index._groups),
         tuple(index._classes),
     )
@@ -182,9 +198,15 @@ def entries(kept):
     for h, one in zip(kept.label_hashes.tolist(), kept.labels, strict=True):
         value = (int(one["time"]), int(one["revision"]), int(one["partition"]))
         found.setdefault(h, {})["l"] = (*value, bool(one["retracted"]), classes[one["code"]])
+    for h, one in zip(kept.repeat_hashes.tolist(), kept.repeats, strict=True):
+        found[h].setdefault("r", []).append((int(one["partition"]), int(one["count"])))
     return found
 
 
+THREE_TIMES = [(partition, ("l", 0, 0, False, 0)) for partition in (2, 1, 2)]
+
+
+@example(THREE_TIMES, [1, 2], 0)
 @settings(max_examples=150, deadline=None)
 @given(EVENTS, st.lists(st.integers(0, 25), max_size=3), st.integers(0, 3))
 def test_kept_runs_loaded_in_order_or_compacted_are_the_index_that_wrote_them(
@@ -229,3 +251,15 @@ def test_a_label_from_the_future_expires_by_the_time_at_which_it_was_kept():
     assert index.expire(5_000) == {(1, "expired"): 1}
     assert index.expire(5_001) == {(1, "expired"): 1}
     assert len(index) == 0
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_an_entry_that_expires_takes_its_repeats_along(predicted):
+    truth, correction = ("l", 0, 0, False, 0), ("l", 0, 1, False, 0)
+    index = Joining()
+    first = [run_of(1, 1, ("p", 0, 0, 0, 0))] if predicted else []
+    index.merge([*first, run_of(2, 1, truth), run_of(3, 1, truth)])
+    index.expire(60_000)
+    assert index.merge([run_of(4, 1, truth)]).classes == {}
+    # What the entry before had repeated is not the correction's to supersede.
+    assert index.merge([run_of(5, 1, correction)]).classes == {(1, "superseded"): 1}

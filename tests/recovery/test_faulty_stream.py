@@ -136,7 +136,11 @@ def test_crashes_and_new_contracts_between_any_flushes_change_no_class(store, se
             if random.random() < 0.05 and (longer := next(lateness, None)):
                 changed = replace(
                     LIVE,
-                    windows=replace(LIVE.windows, lateness=longer),
+                    windows=replace(
+                        LIVE.windows,
+                        lateness=longer,
+                        pane=random.choice(("500ms", "1s", "2s", "4s")),
+                    ),
                     labels=replace(
                         LIVE.labels, sources=random.choice((("human",), ("human", "model")))
                     ),

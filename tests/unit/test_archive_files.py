@@ -203,6 +203,82 @@ def test_a_failed_or_unknown_commit_neither_loses_nor_repeats(world, monkeypatch
     assert world.problems() == []
 
 
+def test_of_a_topic_made_again_each_file_is_of_one_log(world):
+    """The client reads on at the old position: what it brings is archived under the new log, from its start."""
+    archive, _ = world.archive(flush_s=0.0)
+    for number in range(3):
+        world.log.send(ROWS, inference(number), T0)
+    archive.step()
+    world.log.make_again("i")
+    for number in range(100, 105):
+        world.log.send(ROWS, inference(number), T0)
+    archive.step()  # brings the last two of the new log
+    archive.step()
+    old, new = sorted(
+        (e for e in ledger(world.store, "archive") if e.topic == "i"), key=lambda e: e.partition_id
+    )
+    assert (old.topic_id, old.messages, new.topic_id, new.messages) == ("i", 3, "i.1", 5)
+    assert [(f.partition_id, f.first_offset, f.next_offset) for f in world.files()] == [
+        (old.partition_id, 0, 3),
+        (new.partition_id, 0, 5),
+    ]
+    assert world.archived() == [f"i{n}" for n in (0, 1, 2, 100, 101, 102, 103, 104)]
+    assert world.problems() == []
+
+
+def test_a_shorter_new_log_is_found_though_nothing_comes_of_it(world, monkeypatch):
+    monkeypatch.setattr(app, "_SEEN_EVERY_S", 0.0)
+    archive, _ = world.archive()
+    for number in range(3):
+        world.log.send(ROWS, inference(number), T0)
+    archive.step()
+    world.log.make_again("i")
+    world.log.send(ROWS, inference(100), T0)
+    archive.step()
+    archive.step()
+    assert world.archived() == ["i0", "i1", "i2", "i100"]
+
+
+def test_what_nobody_confirms_waits_in_bounded_memory_and_holds_up_no_other(world, monkeypatch):
+    monkeypatch.setattr("trimtab.identities.AGAIN_S", 0.0)
+    monkeypatch.setattr("trimtab.identities.WAIT_SHARE", 0)
+    archive, source = world.archive(flush_rows=4, poll_records=2)
+    archive.step()
+    source.silent.add("i")
+    for number in range(10):
+        world.log.send(ROWS, inference(number), T0)
+        world.log.send(LABELS, label(number), T0)
+        archive.step()
+    assert world.archived() == []
+    assert (archive._pending[ROWS].rows, ROWS in source.paused) == (4, True)
+    assert len(world.archived("label", "inference_id")) == 10
+    archive.close()
+    assert world.archived() == []
+    other, source = world.archive("other", flush_rows=4)
+    other.step()
+    assert world.archived() == [f"i{n}" for n in range(10)]
+    assert world.problems() == []
+
+
+def test_what_waited_for_an_answer_is_archived_with_it(world, monkeypatch):
+    monkeypatch.setattr("trimtab.identities.AGAIN_S", 0.0)
+    monkeypatch.setattr("trimtab.identities.WAIT_SHARE", 0)
+    archive, source = world.archive(flush_rows=4, poll_records=2)
+    source.silent.add("i")
+    archive.step()  # cannot even claim
+    source.silent.clear()
+    archive.step()
+    source.silent.add("i")
+    for number in range(10):
+        world.log.send(ROWS, inference(number), T0)
+        archive.step()
+    source.silent.clear()
+    for _ in range(5):
+        archive.step()
+    assert world.archived() == [f"i{n}" for n in range(10)]
+    assert (ROWS in source.paused, world.entry().epoch) == (False, 1)
+
+
 def test_a_full_disk_is_waited_for_without_holding_rows(world, monkeypatch):
     real, full = app.write_files, [True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from sqlalchemy import func, select
 
 from trimtab.alerts.delivery import Relay
@@ -9,9 +10,21 @@ from trimtab.contracts.model import Contract, Feature, Labels, Windows
 from trimtab.monitor import housekeeping
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
+from trimtab.monitor.joiner import Joiner
 from trimtab.store import verdicts
 from trimtab.store.engine import open_store
-from trimtab.store.tables import deliveries, metadata, outbox, panes, rollups
+from trimtab.store.joiners import claim_joiner
+from trimtab.store.label_runs import DUPLICATES_SHARD, LabelRun, write_run
+from trimtab.store.tables import (
+    deliveries,
+    joiners,
+    metadata,
+    outbox,
+    panes,
+    partitions,
+    rollups,
+    row_samples,
+)
 from trimtab.testing.series import SeriesWriter
 from trimtab.windows.rollup import HOUR_MS
 
@@ -152,6 +165,83 @@ def test_what_waits_for_a_verdict_or_for_labels_keeps_its_panes_whatever_its_age
     assert by_resolution(store) == {"hour": 400}
     keeper.close()
     store.close()
+
+
+def test_what_is_old_goes_while_newer_labels_wait_for_the_joiner(store_url):
+    store = open_store(store_url)
+    metadata.create_all(store.engine)
+    contract = Contract(
+        name="m",
+        task="binary",
+        features={"x": Feature("number")},
+        windows=Windows(length="30 min", pane="30 min", out_of_order="0s", min_rows=5),
+    )
+    now_ms = 1_700_000_000_000
+    writer = SeriesWriter(store, contract, now_ms)
+    writer.fit_cuts({"x": [float(i) for i in range(50)]})
+    for number in range(40):
+        writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
+    writer.passed(DAY + 20 * HOUR_MS)
+    assert Evaluator(store, "one").tick(now_ms) == 40
+    hours = [DAY + number * HOUR_MS for number in range(20)]
+    with store.write() as connection:
+        partition_id = connection.scalar(select(partitions.c.id))
+        for start_ms in hours:
+            body = {"rows": 0, "body": b"", "partition_id": partition_id}
+            connection.execute(
+                row_samples.insert().values(model="m", sample_start_ms=start_ms, **body)
+            )
+
+    def append(seq, shard, time_ms):
+        label = LabelRun(*(np.array([n]) for n in (7, time_ms, 0)), np.array([False]), np.zeros(1))
+        with store.write() as connection:
+            connection.execute(partitions.update().values(flush_seq=seq))
+            write_run(
+                connection,
+                partition_id=partition_id,
+                model="m",
+                shard=shard,
+                seq=seq,
+                next_offset=1,
+                run=label,
+            )
+
+    def left():
+        with store.read() as connection:
+            return sorted(connection.scalars(select(row_samples.c.sample_start_ms)))
+
+    keep = Retention(samples_ms=5 * HOUR_MS, labels_ms=8 * HOUR_MS)
+    keeper = Housekeeping(store, "one", Relay(store, Sink(), "tt"), keep)
+    append(1_001, DUPLICATES_SHARD, DAY)  # it waits for nobody
+    append(1_002, 0, DAY + 12 * HOUR_MS)
+    claim_joiner(store, "m", 0, "somebody", now_ms, 0)
+    keeper.tick(now_ms)
+    # As old as if the waiting label were the newest: nobody has joined it yet.
+    assert left() == [start_ms for start_ms in hours if start_ms >= DAY + 7 * HOUR_MS]
+    assert asked_to_expire(store) == DAY + 4 * HOUR_MS
+    append(1_003, 0, DAY + 19 * HOUR_MS)
+    drain_joiner(store, now_ms + 60_000)
+    append(1_004, 0, DAY + 18 * HOUR_MS)
+    keeper.tick(now_ms + 100_000)
+    assert left() == [start_ms for start_ms in hours if start_ms >= DAY + 13 * HOUR_MS]
+    assert asked_to_expire(store) == DAY + 10 * HOUR_MS
+    drain_joiner(store, now_ms + 200_000)
+    keeper.tick(now_ms + 300_000)
+    assert left() == [start_ms for start_ms in hours if start_ms >= DAY + 15 * HOUR_MS]
+    keeper.close()
+    store.close()
+
+
+def asked_to_expire(store) -> int:
+    with store.read() as connection:
+        return connection.scalar(select(joiners.c.expire_to_ms))
+
+
+def drain_joiner(store, now_ms) -> None:
+    joiner = Joiner(store, "joiner")
+    while joiner.tick(now_ms):
+        pass
+    joiner.stop()
 
 
 def test_a_late_label_does_not_unsay_a_window_whose_counts_are_gone(store_url):

@@ -80,8 +80,10 @@ def test_a_duplicate_is_found_in_a_pane_whose_ids_were_let_go(store):
             send(log, f"{pane}-{i}", T0 + pane * PANE_MS + i)
         flush(one, log)
     state = one.models["m"]
-    assert set(state.flushes) == {T0 + pane * PANE_MS for pane in range(5)}
-    assert set(state.hashes) == {T0 + 4 * PANE_MS}, "panes behind the watermark must be let go"
+    assert set(state.flushes) == {(T0 + pane * PANE_MS, PANE_MS) for pane in range(5)}
+    assert set(state.hashes) == {(T0 + 4 * PANE_MS, PANE_MS)}, (
+        "panes behind the watermark must be let go"
+    )
 
     send(log, "1-3", T0 + PANE_MS + 3)  # came before
     send(log, "1-new", T0 + PANE_MS + 4)
@@ -101,7 +103,7 @@ def test_ids_in_memory_stay_within_their_room_but_for_the_open_pane(store):
     while one.next_offset < log.ends[IN]:
         flush(one, log, 37)
         newest = max(one.models["m"].hashes)
-        behind = [h for start, h in one.models["m"].hashes.items() if start != newest]
+        behind = [h for pane, h in one.models["m"].hashes.items() if pane != newest]
         assert sum(h.nbytes for h in behind) <= room
         assert one.models["m"].id_bytes <= max(room, one.models["m"].hashes[newest].nbytes)
 

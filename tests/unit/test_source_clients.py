@@ -2,13 +2,15 @@
 
 import json
 import sys
+from concurrent.futures import Future
+from uuid import UUID
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException, Uuid
 
 from trimtab import cli_doctor
 from trimtab.settings import KafkaSettings, Settings
-from trimtab.source import Lost, Partition, SourceError
+from trimtab.source import Lost, Partition, SourceAwayError, SourceError
 from trimtab.sources import open_source
 from trimtab.sources.confluent import ConfluentSource
 from trimtab.sources.options import librdkafka_options
@@ -121,10 +123,28 @@ class Client:
         return self.bounds
 
     def list_topics(self, topic, timeout):
-        raise AssertionError("not asked")
+        described = type("Topic", (), {"partitions": {0: None}})
+        return type("Cluster", (), {"topics": {topic: described}, "cluster_id": "c"})
 
     def subscribe(self, topics, on_assign, on_revoke):
         self.on_assign = on_assign
+
+
+class Asked:
+    """The client that asks for topic ids; None: the topic is not there."""
+
+    def __init__(self, topic_id=1):
+        self.topic_id = topic_id
+
+    def describe_topics(self, topics, request_timeout):
+        answer = Future()
+        if self.topic_id is None:
+            answer.set_exception(
+                KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "gone"))
+            )
+        else:
+            answer.set_result(type("Topic", (), {"topic_id": Uuid(-1, self.topic_id)}))
+        return {"t": answer}
 
 
 @pytest.fixture
@@ -134,6 +154,8 @@ def source(monkeypatch):
     source = ConfluentSource({"bootstrap_servers": "unused:1"}, "g", 100)
     source._consumer.close()
     source._consumer = client = Client()
+    source._asking = Asked()
+    source.identity("t")
     monkeypatch.setattr(source, "_partitions", lambda topic: 1)
     source.start(["t"], lambda _: None, lambda _: None)
     client.on_assign(client, [type("P", (), {"topic": "t", "partition": 0})])
@@ -214,6 +236,25 @@ def test_out_of_range_is_judged_by_where_the_log_begins_and_ends(source):
     source._consumer.batches = [[Message(40, KafkaError._AUTO_OFFSET_RESET)]]
     with pytest.raises(SourceError, match="truncated"):
         source.poll(0)
+
+
+@pytest.mark.parametrize("topic_id", [2, None])
+def test_a_log_that_ends_too_early_is_not_truncated_when_it_may_be_another(source, topic_id):
+    source._consumer.bounds = (0, 5)
+    source._consumer.batches = [[Message(10, KafkaError._AUTO_OFFSET_RESET)]]
+    source._asking.topic_id = topic_id
+    assert source.poll(0) == ({}, [])
+
+
+def test_identities_are_asked_for_each_time_and_left_out_where_nobody_answers(source):
+    (first,) = source.identities([ONE]).values()
+    assert first == source.identity("t") == ("c", str(UUID(int=(2**64 - 1) << 64 | 1)))
+    source._asking.topic_id = 2
+    assert source.identities([ONE])[ONE] not in (first, None)
+    source._asking.topic_id = None
+    assert source.identities([ONE]) == {}
+    with pytest.raises(SourceAwayError, match="does not describe t"):
+        source.identity("t")
 
 
 @pytest.mark.parametrize(

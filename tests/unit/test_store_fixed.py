@@ -5,7 +5,7 @@ import pytest
 from trimtab.errors import ConflictError
 from trimtab.store.engine import open_store
 from trimtab.store.fixed import MONITOR_SEEN_MS, fix_shards
-from trimtab.store.labels import claim_joiner
+from trimtab.store.joiners import claim_joiner
 from trimtab.store.ledger import claim
 from trimtab.store.tables import metadata
 

@@ -10,7 +10,7 @@ and polling goes on so that the group keeps us.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,6 +22,7 @@ from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import DecodeError, Role, batch_rows
 from trimtab.events.types import Inference, InferenceBatch, Label
+from trimtab.identities import Identities
 from trimtab.settings import Settings
 from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
 from trimtab.sources import open_source
@@ -68,6 +69,9 @@ class Archive:
         self._claims: dict[Partition, Claim] = {}
         self._pending: dict[Partition, Pending] = {}
         self._seen_s = 0.0
+        self._identities = Identities(source, time.monotonic)
+        self._full: set[Partition] = set()
+        """Partitions that are paused, because much waits until their identity is confirmed."""
 
     def start(self) -> None:
         """Join the group."""
@@ -90,8 +94,7 @@ class Archive:
 
     def close(self) -> None:
         """Commit what is collected and leave the group."""
-        for partition in list(self._pending):
-            self._flush(partition)
+        self._flush_all(list(self._pending))
         self._source.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> None:
@@ -100,15 +103,16 @@ class Archive:
         self._assigned_now.update(partitions)
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
+        self._flush_all([partition for partition in partitions if partition in self._pending])
         for partition in partitions:
-            if partition in self._pending:
-                self._flush(partition)
             self._assigned_now.discard(partition)
             self._forget(partition)
 
     def _forget(self, partition: Partition) -> None:
         """Drop what was collected. While the partition is ours, a later step claims it again."""
         self._claims.pop(partition, None)
+        self._identities.drop(partition)
+        self._full.discard(partition)
         if self._pending.pop(partition, None) is not None and partition in self._assigned_now:
             self._source.pause([partition])
 
@@ -131,7 +135,7 @@ class Archive:
 
     def _claim(self, partition: Partition) -> None:
         """Take the partition and read on from where the ledger stands."""
-        identity = self._source.identity(partition.topic)
+        identity = self._identities.claim(partition)
         claimed = claim(
             self._store,
             consumer=CONSUMER,
@@ -178,18 +182,51 @@ class Archive:
 
     def _flush_due(self) -> None:
         at_ms = now_ms()
-        for partition, pending in list(self._pending.items()):
-            waiting = pending.next_offset > pending.from_offset
-            old = at_ms - pending.since_ms >= self._flush_s * 1000
-            full = pending.rows >= self._flush_rows or pending.value_bytes >= _FLUSH_BYTES
-            if waiting and (old or full):
+        self._flush_all(
+            [
+                partition
+                for partition, pending in self._pending.items()
+                if self._is_full(pending) or at_ms - pending.since_ms >= self._flush_s * 1000
+            ]
+        )
+
+    def _is_full(self, pending: Pending) -> bool:
+        return pending.rows >= self._flush_rows or pending.value_bytes >= _FLUSH_BYTES
+
+    def _flush_all(self, partitions: Collection[Partition]) -> None:
+        """Commit what these have brought, as far as it is known to be of the log that was claimed."""
+        waiting = [
+            partition
+            for partition in partitions
+            if self._pending[partition].next_offset > self._pending[partition].from_offset
+        ]
+        confirmed = self._confirm(waiting) if waiting else frozenset()
+        for partition in waiting:
+            pending = self._pending.get(partition)
+            if partition in confirmed:
                 self._flush(partition)
+            elif pending is not None and self._is_full(pending) and partition not in self._full:
+                self._full.add(partition)
+                self._source.pause([partition])
+
+    def _confirm(self, partitions: Collection[Partition]) -> frozenset[Partition]:
+        """Return which of these are still what was claimed; claim anew what was made again under us."""
+        confirmed = self._identities.confirm(partitions)
+        for partition in sorted(confirmed.other & self._claims.keys()):
+            log.error(
+                "a topic was made again: its offsets start a ledger of their own. What was read, but not "
+                "yet archived, is dropped: the messages of the new topic are read again",
+                action="archive_topic_made_again",
+                topic=partition.topic,
+                partition=partition.partition,
+                dropped=self._pending[partition].messages,
+            )
+            self._forget(partition)
+        return confirmed.same
 
     def _flush(self, partition: Partition) -> None:
         """Commit what the partition has brought, or drop it so that it is read again."""
         pending, claimed = self._pending[partition], self._claims[partition]
-        if pending.next_offset == pending.from_offset:
-            return
         try:
             self._commit(claimed, pending)
         except ConflictError:
@@ -206,6 +243,9 @@ class Archive:
             self._wait("files cannot be committed now", error)
         else:
             self._pending[partition] = Pending(pending.next_offset, pending.next_offset)
+            if partition in self._full:
+                self._full.discard(partition)
+                self._source.resume([partition])
             self._source.hint({partition: pending.next_offset})
 
     def _commit(self, claimed: Claim, pending: Pending) -> None:
@@ -225,9 +265,14 @@ class Archive:
         if time.monotonic() - self._seen_s < _SEEN_EVERY_S:
             return
         self._seen_s = time.monotonic()
+        # A client may stand beyond the end of a new log: then nothing comes that a commit would ask for.
+        progress = {partition: self._source.progress(partition) for partition in self._claims}
+        confirmed = self._confirm(sorted(self._claims)) if self._claims else frozenset()
         sights = []
         for partition, claimed in self._claims.items():
-            position, end = self._source.progress(partition)
+            position, end = progress[partition]
+            if partition not in confirmed:
+                end = None
             caught_up = position is not None and end is not None and position >= end
             sights.append(Sight(claimed.partition_id, claimed.epoch, end, caught_up))
         try:

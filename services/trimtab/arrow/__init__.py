@@ -164,7 +164,7 @@ def _read(value: bytes | None) -> ArrowBatch:
     except ImportError:
         raise DecodeError(
             Reason.UNSUPPORTED_CONTENT_TYPE,
-            f"{ARROW_CONTENT_TYPE} needs pyarrow. Install trimtab[archive], or send JSON.",
+            f"{ARROW_CONTENT_TYPE} needs pyarrow. Install trimtab[monitor], or send JSON.",
         ) from None
     try:
         check_stream(pa, ipc, value)

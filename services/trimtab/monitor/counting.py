@@ -13,7 +13,7 @@ from trimtab.monitor.views import ModelView
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import CategoryCuts, Key, ModelCuts, NumericCuts
-from trimtab.store.labels import Group
+from trimtab.store.label_runs import Group
 from trimtab.windows import abnormal
 from trimtab.windows.panes import split_by
 
@@ -97,7 +97,8 @@ def group_rows(view: ModelView, rows: Rows, segments: Segments) -> Grouping:
     groups = []
     for row in first.tolist():
         version, arm, *named = (str(column.keys[column.codes[row]]) for column in columns)
-        groups.append(Group(version, arm, int(rows.revision[row]), tuple(named)))
+        revision = int(rows.revision[row])
+        groups.append(Group(version, arm, revision, tuple(named), view.rules.pane_ms))
     return Grouping(codes.reshape(-1).astype(np.int32), groups)
 
 

@@ -19,16 +19,17 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import Role
+from trimtab.identities import Identities
 from trimtab.monitor.decode import Reading
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
-from trimtab.source import Identity, Lost, Partition, Polled, Record, Source, SourceAwayError
+from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayError
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
 from trimtab.store.engine import Store
-from trimtab.store.models import contracts_digest, load_contracts, read_cuts
+from trimtab.store.models import ContractRow, CurrentContracts, active_cuts_ids, cuts_at
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ REFRESH_S = 0.5
 """How often contracts and cuts are looked at."""
 SIGHT_S = 1.0
 """How often an owner says that it lives and where the log ends."""
-IDENTITY_S = 10.0
-"""How often a topic is asked whether it is still the one that was claimed."""
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
@@ -91,38 +90,45 @@ class Knowledge:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._digest = ""
-        self._cuts_ids: dict[str, str] = {}
+        self._contracts = CurrentContracts(store)
+        self._prepared: Mapping[str, ContractRow] = {}
+        """The contracts that `views` were made of."""
+        self._cuts_ids: Sequence[tuple[str, str]] = []
         self.views: dict[str, ModelView] = {}
         self.cuts: dict[str, ModelCuts] = {}
+        self.shortest_pane_ms: int | None = None
+        """Of all models; None without one."""
 
     def refresh(self) -> None:
-        """Load what has changed; models keep their prepared view while their revision stays."""
-        digest = contracts_digest(self._store)
-        if digest != self._digest:
-            self.views = {
-                model: view
-                if (view := self.views.get(model)) is not None and view.revision == row.revision
-                else ModelView(row.revision, row.contract)
-                for model, row in load_contracts(self._store).items()
-            }
-            self._digest = digest
+        """Load what has changed; models keep their prepared view while their revision stays.
+
+        A change makes new mappings, so that a flush under way keeps what it began with.
+        """
+        self._contracts.refresh()
+        rows = self._contracts.rows
+        if rows is not self._prepared:
+            self.views = {model: self._view(row) for model, row in rows.items()}
+            panes = (view.rules.pane_ms for view in self.views.values())
+            self.shortest_pane_ms = min(panes, default=None)
+            self._prepared = rows
         with self._store.read() as connection:
-            active = {
-                row.model: row.cuts_id
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.cuts_id).where(t.cuts.c.active)
-                )
-            }
+            active = active_cuts_ids(connection)
             if active == self._cuts_ids:
                 return
-            self.cuts = {
-                row.model: read_cuts(bytes(row.body))
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.body).where(t.cuts.c.active)
-                )
-            }
-        self._cuts_ids = active
+            known = dict(self._cuts_ids)
+            found = {}
+            for model, cuts_id in active:
+                if known.get(model) == cuts_id:
+                    found[model] = self.cuts[model]
+                elif (cuts := cuts_at(connection, model, cuts_id)) is not None:
+                    found[model] = cuts
+        self.cuts, self._cuts_ids = found, active
+
+    def _view(self, row: ContractRow) -> ModelView:
+        view = self.views.get(row.contract.name)
+        if view is not None and view.revision == row.revision:
+            return view
+        return ModelView(row.revision, row.contract)
 
 
 class Ingest:
@@ -151,9 +157,13 @@ class Ingest:
         self._claim_at_s: dict[Partition, float] = {}
         self._buffers: dict[Partition, _Buffer] = {}
         self._trouble: dict[Partition, _Trouble] = {}
-        self._identities: dict[Partition, Identity] = {}
+        self._identities = Identities(source, monotonic)
+        self._unconfirmed: set[Partition] = set()
+        """Partitions with a flush that waits until their identity is confirmed."""
+        self._full: set[Partition] = set()
+        """Those of them that are paused, because what waits has become too much."""
         self._store_retry_s: float | None = None
-        self._refreshed_s = self._sighted_s = self._identified_s = -1e9
+        self._refreshed_s = self._sighted_s = -1e9
 
     def start(self) -> None:
         """Join the group."""
@@ -207,6 +217,9 @@ class Ingest:
     def _drop(self, partition: Partition) -> None:
         self.owned.pop(partition, None)
         self._buffers.pop(partition, None)
+        self._identities.drop(partition)
+        self._unconfirmed.discard(partition)
+        self._full.discard(partition)
 
     def _drop_and_claim_again(self, partition: Partition, after_s: float) -> None:
         self._drop(partition)
@@ -229,7 +242,7 @@ class Ingest:
             del self._claim_at_s[partition]
 
     def _claim(self, partition: Partition) -> None:
-        identity = self.source.identity(partition.topic)
+        identity = self._identities.claim(partition)
         claim = ledger.claim(
             self.store,
             consumer="monitor",
@@ -243,7 +256,6 @@ class Ingest:
         )
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
-        self._identities[partition] = identity
         owned = OwnedPartition(
             self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
         )
@@ -253,29 +265,47 @@ class Ingest:
         self.source.resume([partition])
         self.counters["claims"] += 1
 
-    def _compare_identities(self) -> None:
-        """Claim anew what was deleted and made again under us.
+    def _confirm(self, partitions: Sequence[Partition]) -> frozenset[Partition]:
+        """Return which of these are still what was claimed; claim anew what was made again under us.
 
-        Both clients read on in the new log from the old position, without a word: what lies before it would
-        be skipped, and what comes be counted under the old ledger.
+        All that was polled from a confirmed partition until now is of the claimed log.
         """
-        for topic in sorted({partition.topic for partition in self.owned}):
-            owned = [partition for partition in sorted(self.owned) if partition.topic == topic]
-            if all(self.source.progress(partition)[1] is None for partition in owned):
-                continue  # the broker is away: asking would only hold up the loop
-            try:
-                identity = self.source.identity(topic)
-            except SourceAwayError as error:
-                log.warning("%s", error)
-                continue
-            for partition in owned:
-                if identity != self._identities[partition]:
-                    self.counters["identities_changed"] += 1
-                    log.error(
-                        "%s[%d] was made again: its offsets start a ledger of their own.",
-                        *(partition.topic, partition.partition),
-                    )
-                    self._drop_and_claim_again(partition, 0.0)
+        confirmed = self._identities.confirm(partitions)
+        for partition in sorted(confirmed.other & self.owned.keys()):
+            waiting = self._buffers[partition].records
+            self.counters["identities_changed"] += 1
+            log.error(
+                "%s[%d] was made again: its offsets start a ledger of their own. %d messages that were "
+                "read, but not yet counted, are dropped: those of the new topic are read again.",
+                *(partition.topic, partition.partition, waiting),
+            )
+            self._drop_and_claim_again(partition, 0.0)
+        return confirmed.same
+
+    def _moves(self, partition: Partition) -> bool:
+        """Whether a flush would move the partition's ledger."""
+        buffer = self._buffers[partition]
+        return bool(buffer.records) or buffer.next_offset != self.owned[partition].next_offset
+
+    def _put_off(self, partition: Partition) -> None:
+        """Commit nothing while nobody says of which log it is; read on while there is room."""
+        if partition not in self._unconfirmed:
+            self._unconfirmed.add(partition)
+            self.counters["unconfirmed"] += 1
+            log.warning(
+                "%s[%d]: the broker does not say whether the topic is still the one that was claimed. "
+                "What was read is counted as soon as it does; check the broker if this stays.",
+                *(partition.topic, partition.partition),
+            )
+        if partition not in self._full and self._is_full(partition):
+            self._full.add(partition)
+            self.source.pause([partition])
+
+    def _was_flushed(self, partition: Partition) -> None:
+        self._unconfirmed.discard(partition)
+        if partition in self._full:
+            self._full.discard(partition)
+            self.source.resume([partition])
 
     # --- buffering --------------------------------------------------------------------------------
 
@@ -334,9 +364,6 @@ class Ingest:
         self._claim_due()
         for loss in lost:
             self._lose(loss)
-        if self._monotonic() - self._identified_s >= IDENTITY_S:
-            self._compare_identities()
-            self._identified_s = self._monotonic()
         if self._monotonic() - self._refreshed_s >= REFRESH_S:
             self.knowledge.refresh()
             self._refreshed_s = self._monotonic()
@@ -347,7 +374,7 @@ class Ingest:
 
     def _due(self, partition: Partition) -> bool:
         buffer, owned = self._buffers[partition], self.owned[partition]
-        if buffer.units >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX:
+        if self._is_full(partition):
             return True
         if buffer.records:
             return self._monotonic() - buffer.since_s >= self._flush_interval_s()
@@ -360,20 +387,41 @@ class Ingest:
             return True
         return False
 
+    def _is_full(self, partition: Partition) -> bool:
+        buffer = self._buffers[partition]
+        return buffer.units >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX
+
     def _flush_interval_s(self) -> float:
         """Flush at least twice per pane of the fastest model, so that its windows close in time."""
-        panes = [view.rules.pane_ms for view in self.knowledge.views.values()]
-        return min([self.flush_s, *(pane / 2_000 for pane in panes)])
+        pane_ms = self.knowledge.shortest_pane_ms
+        return self.flush_s if pane_ms is None else min(self.flush_s, pane_ms / 2_000)
 
     # --- flushing ---------------------------------------------------------------------------------
 
     def _flush_all(self, partitions: Sequence[Partition], *, last: bool = False) -> None:
         done: dict[Partition, int] = {}
+        # Ends first, then the question: a confirmed log's end is its own, too.
+        ends = {partition: self.source.progress(partition)[1] for partition in partitions}
+        moving = {partition for partition in partitions if self._moves(partition)}
+        confirmed = self._confirm(sorted(moving)) if moving else frozenset()
         for partition in partitions:
-            owned = self.owned[partition]
+            owned = self.owned.get(partition)
+            if owned is None or (last and partition not in moving):
+                continue
+            if partition in moving - confirmed:
+                if last:
+                    log.warning(
+                        "%s[%d]: what was read from offset %d is not committed, because the broker did "
+                        "not say of which log it is; whoever comes next reads it again.",
+                        *(partition.topic, partition.partition, owned.next_offset),
+                    )
+                else:
+                    self._put_off(partition)
+                continue
             try:
-                self._flush(partition, owned, last=last)
+                self._flush(partition, owned, ends[partition])
                 done[partition] = owned.next_offset
+                self._was_flushed(partition)
             except ConflictError as error:
                 self.counters["conflicts"] += 1
                 log.info("%s", error)
@@ -388,12 +436,8 @@ class Ingest:
         if done and not last:  # whoever leaves would only cancel it
             self.source.hint(done)
 
-    def _flush(self, partition: Partition, owned: OwnedPartition, *, last: bool) -> None:
+    def _flush(self, partition: Partition, owned: OwnedPartition, end: int | None) -> None:
         buffer = self._buffers[partition]
-        nothing = not buffer.records and buffer.next_offset == owned.next_offset
-        if last and nothing:
-            return
-        _, end = self.source.progress(partition)
         for reading, cuts, next_offset in self._batches(partition, buffer, owned):
             flush = owned.flush(
                 reading,
@@ -462,6 +506,10 @@ class Ingest:
         self._flush_all([loss.partition])
         if self.owned.get(loss.partition) is not owned:
             return
+        if self._moves(loss.partition) or loss.partition not in self._confirm([loss.partition]):
+            if self.owned.get(loss.partition) is owned:  # else it was made again
+                self._drop_and_claim_again(loss.partition, CLAIM_AGAIN_S)  # it meets the same loss
+            return
         try:
             if loss.beginning > owned.next_offset:
                 count = loss.beginning - owned.next_offset
@@ -481,10 +529,17 @@ class Ingest:
     # --- signs of life ----------------------------------------------------------------------------
 
     def _sight(self) -> None:
+        if not self.owned:
+            return
+        # A client may stand beyond the end of a new log: then nothing comes that a flush would ask for.
+        progress = {partition: self.source.progress(partition) for partition in self.owned}
+        confirmed = self._confirm(sorted(self.owned))
         sights = []
         by_id = {owned.claim.partition_id: p for p, owned in self.owned.items()}
         for partition, owned in sorted(self.owned.items()):
-            position, end = self.source.progress(partition)
+            position, end = progress[partition]
+            if partition not in confirmed:
+                end = None
             caught_up = (
                 not self._buffers[partition].records
                 and end is not None

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct, field
 from sqlalchemy import Connection
@@ -26,13 +27,13 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes
 from trimtab.store.baselines import cuts_from_rows
 from trimtab.store.engine import Store
-from trimtab.store.labels import (
+from trimtab.store.known_ids import pane_predictions, predictions_since
+from trimtab.store.label_runs import (
     DUPLICATES_SHARD,
     NO_VALUE,
     LabelRun,
     PredictionRun,
-    pane_predictions,
-    predictions_since,
+    longest_pane_ms,
     write_run,
 )
 from trimtab.store.ledger import Advance, Claim, ClassKey
@@ -40,13 +41,16 @@ from trimtab.store.models import active_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
 from trimtab.windows.ids import HashSet
 from trimtab.windows.label_sample import in_sample
-from trimtab.windows.lateness import NEVER_MS, classify, sealed_to, watermark_of
-from trimtab.windows.panes import split_by, start_of
+from trimtab.windows.lateness import NEVER_MS, Classified, classify, sealed_to, watermark_of
+from trimtab.windows.panes import pane_starts, split_by, start_of
 
 ID_BYTES_MAX = 32 * 1024 * 1024
 """Ids that a partition keeps in memory to find duplicates: 8 bytes each. Beyond it, panes behind the
 watermark are let go, the one longest without a row first, and read back from their runs when one comes."""
 _SHARD_SHIFT = np.uint64(32)
+
+Pane = tuple[int, int]
+"""Start and length in milliseconds: a contract may change the length while panes are open."""
 
 
 class ModelState:
@@ -57,12 +61,11 @@ class ModelState:
         self.sealed_ms = stored.sealed_ms if stored else NEVER_MS
         self.last_row_record_ms = stored.last_row_record_ms if stored else 0
         self.last_row_seen_ms = stored.last_row_seen_ms if stored else 0
-        self.pane_ms = 0
         self.watermark_ms = NEVER_MS
-        self.hashes: dict[int, HashSet] = {}
-        """Ids by pane start, of panes that are not sealed; some may have been let go."""
-        self.flushes: dict[int, tuple[int, int]] = {}
-        """First and last flush with rows of a pane, by its start: its ids are in the runs of these."""
+        self.hashes: dict[Pane, HashSet] = {}
+        """Ids of panes that are not sealed; some may have been let go."""
+        self.flushes: dict[Pane, tuple[int, int]] = {}
+        """First and last flush with rows of a pane: its ids are in the runs of these."""
         self.segments = Segments()
 
     @property
@@ -70,10 +73,10 @@ class ModelState:
         """Bytes of the ids in memory."""
         return sum(known.nbytes for known in self.hashes.values())
 
-    def see(self, start_ms: int, flush_seq: int) -> None:
+    def see(self, pane: Pane, flush_seq: int) -> None:
         """Note that a flush has brought rows of a pane."""
-        first, _ = self.flushes.get(start_ms, (flush_seq, flush_seq))
-        self.flushes[start_ms] = (first, flush_seq)
+        first, _ = self.flushes.get(pane, (flush_seq, flush_seq))
+        self.flushes[pane] = (first, flush_seq)
 
     def row(self, model: str) -> WatermarkRow:
         """What is stored of it."""
@@ -104,8 +107,12 @@ class Flush(Struct):
     resources: dict[tuple[str, int, str, str], ResourceState] = field(default_factory=dict)
     touched_panes: set[PaneKey] = field(default_factory=set)
     touched_models: set[str] = field(default_factory=set)
-    touched_ids: set[tuple[str, int]] = field(default_factory=set)
-    """Panes by model and start in whose ids rows were looked up."""
+    touched_ids: set[tuple[str, Pane]] = field(default_factory=set)
+    """Panes by model to whose ids rows were added."""
+    generations: dict[tuple[str, int], int] = field(default_factory=dict)
+    """A generation that has not been stored yet, by model and pane start."""
+    reopened: dict[PaneKey, int] | None = None
+    """Open panes of a later generation: it, by the key that the first one has."""
     read_back: int = 0
     """Panes whose ids had been let go and were read back."""
     versions: dict[str, set[str]] = field(default_factory=dict)
@@ -151,46 +158,49 @@ class OwnedPartition:
             self.held = flushes.held_models(connection, pid)
             for model, state in self.models.items():
                 if model in views:  # without a contract its rows are ignored
-                    rules = views[model].rules
-                    state.pane_ms = rules.pane_ms
-                    state.watermark_ms = watermark_of(rules, state.newest_ms)
+                    state.watermark_ms = watermark_of(views[model].rules, state.newest_ms)
                     self._load_hashes(connection, model, state)
 
     def _load_hashes(self, connection: Connection, model: str, state: ModelState) -> None:
         """Read the ids of panes that are not sealed back from the runs, as many as there is room for."""
-        from_ms = state.sealed_ms - state.pane_ms + 1
+        from_ms = state.sealed_ms - longest_pane_ms(connection, model) + 1
         held = sum(other.id_bytes for other in self.models.values())
-        for hashes, starts in predictions_since(
+        for length, hashes, starts in predictions_since(
             connection, self.claim.partition_id, model, from_ms
         ):
             for start, index in split_by(starts):
-                if start in state.flushes and start not in state.hashes:
+                pane = (start, length)
+                if start + length <= state.sealed_ms:
+                    continue
+                if pane in state.flushes and pane not in state.hashes:
                     continue  # let go a moment ago
                 # Which flushes is not asked: any up to the last one.
-                state.flushes[start] = (0, self.flush_seq)
-                known = state.hashes.setdefault(start, HashSet())
+                state.flushes[pane] = (0, self.flush_seq)
+                known = state.hashes.setdefault(pane, HashSet())
                 held -= known.nbytes
                 known.add_new(hashes[index])
                 held += known.nbytes
             if held > self.id_bytes_max:
                 held = self._let_go()
 
-    def _ids_of_pane(self, flush: Flush, model: str, state: ModelState, start: int) -> HashSet:
+    def _ids_of_pane(self, flush: Flush, model: str, state: ModelState, pane: Pane) -> HashSet:
         """Return the ids known of a pane; read them back where they are not in memory."""
-        known = state.hashes.get(start)
+        known = state.hashes.get(pane)
         if known is not None:
             return known
-        known = state.hashes[start] = HashSet()
+        known = state.hashes[pane] = HashSet()
         pid = self.claim.partition_id
-        if start + state.pane_ms <= state.sealed_ms:
+        start, length = pane
+        if start + length <= state.sealed_ms:
             # It was evicted, and only a longer lateness opens it again.
             with self.store.read() as connection:
-                for hashes, starts in predictions_since(connection, pid, model, start):
-                    known.add_new(hashes[starts == start])
-        elif start in state.flushes:
+                for found, hashes, starts in predictions_since(connection, pid, model, start):
+                    if found == length:
+                        known.add_new(hashes[starts == start])
+        elif pane in state.flushes:
             flush.read_back += 1
             with self.store.read() as connection:
-                for hashes in pane_predictions(connection, pid, model, start, state.flushes[start]):
+                for hashes in pane_predictions(connection, pid, model, pane, state.flushes[pane]):
                     known.add_new(hashes)
         return known
 
@@ -316,7 +326,6 @@ class OwnedPartition:
         self._activate(flush, view)
         model = view.model
         state = self.models.setdefault(model, ModelState())
-        state.pane_ms = view.rules.pane_ms
         times = classify(view.rules, state.newest_ms, rows.times_ms, rows.record_ms)
         for i in np.flatnonzero(times.future).tolist():
             text = (
@@ -325,7 +334,7 @@ class OwnedPartition:
             decoded.rejects.append(Reject(int(rows.record[i]), "row", model, "future", text))
         flush.classes[ClassKey("row", model, "too_late")] += int(times.too_late.sum())
         keep = ~(times.future | times.too_late)
-        fresh = self._fresh(flush, state, model, rows, times.panes_ms, keep)
+        fresh = self._fresh(flush, state, view, rows, times, keep)
         flush.classes[ClassKey("row", model, "duplicate")] += int(keep.sum() - fresh.sum())
         flush.touched_models.add(model)
         state.newest_ms = times.newest_ms
@@ -348,17 +357,52 @@ class OwnedPartition:
             self._count(flush, view, cuts, kept, starts, grouping)
 
     def _fresh(
-        self, flush: Flush, state: ModelState, model: str, rows: Rows, starts: Ints, keep: Any
+        self,
+        flush: Flush,
+        state: ModelState,
+        view: ModelView,
+        rows: Rows,
+        times: Classified,
+        keep: Any,
     ) -> Any:
         """Return which of the rows to keep bring their id for the first time in their pane."""
+        model, length = view.model, view.rules.pane_ms
         fresh = np.zeros(rows.size, np.bool_)
         kept = np.flatnonzero(keep)
-        for start, place in split_by(starts[kept]):
+        others = {other for _, other in state.flushes} - {length}
+        if others:
+            kept = kept[~self._known_otherwise(flush, state, model, rows, times, kept, others)]
+        for start, place in split_by(times.panes_ms[kept]):
             index = kept[place]
-            flush.touched_ids.add((model, start))
-            first = self._ids_of_pane(flush, model, state, start).add_new(rows.hashes[index])
+            pane = (start, length)
+            flush.touched_ids.add((model, pane))
+            first = self._ids_of_pane(flush, model, state, pane).add_new(rows.hashes[index])
             fresh[index if first is None else index[first]] = True
         return fresh
+
+    def _known_otherwise(
+        self,
+        flush: Flush,
+        state: ModelState,
+        model: str,
+        rows: Rows,
+        times: Classified,
+        kept: Ints,
+        lengths: set[int],
+    ) -> Any:
+        """Return which rows came before in a pane of another length, from before the contract changed.
+
+        Only in panes that the rows before it have not sealed: how a batch is cut must not matter.
+        """
+        known = np.zeros(kept.size, np.bool_)
+        for length in sorted(lengths):
+            starts = pane_starts(rows.times_ms[kept], length)
+            takes_rows = starts + length > times.sealed_ms[kept]
+            for start, place in split_by(starts):
+                if (start, length) in state.flushes:
+                    ids = self._ids_of_pane(flush, model, state, (start, length))
+                    known[place] |= takes_rows[place] & ids.contains(rows.hashes[kept[place]])
+        return known
 
     def _see_versions(self, flush: Flush, model: str, rows: Rows) -> None:
         for key in rows.version.present():
@@ -378,7 +422,7 @@ class OwnedPartition:
     ) -> None:
         pane_ms = view.rules.pane_ms
         for counted in count_rows(view, cuts, rows, starts, grouping):
-            key = self._key(view.model, counted, cuts.cuts_id, pane_ms)
+            key = self._key(flush, view.model, counted, cuts.cuts_id)
             before = self.open.get(key)
             row = PaneRow(
                 key,
@@ -395,29 +439,40 @@ class OwnedPartition:
             self.open[key] = row
             flush.touched_panes.add(key)
 
-    def _key(self, model: str, counted: Any, cuts_id: str, pane_ms: int) -> PaneKey:
+    def _key(self, flush: Flush, model: str, counted: Any, cuts_id: str) -> PaneKey:
+        """Return the key of the open state that rows are added to, or of a new one.
+
+        What starts before the seal may have been sealed, under a shorter pane or lateness, and is not in
+        memory any more: then a new generation begins.
+        """
         start = counted.pane_start_ms
-        sealed = start + pane_ms <= self.models[model].sealed_ms
-        generation = 0
-        if sealed:
-            mine = {k.generation for k in self.open if (k.model, k.pane_start_ms) == (model, start)}
-            if mine:
-                generation = max(mine)
-            else:
-                with self.store.read() as connection:
-                    generation = panes.generations(
-                        connection, self.claim.partition_id, model, start
-                    )
-        return PaneKey(
+        first = PaneKey(
             model,
             start,
             counted.version,
             counted.arm,
             counted.traffic_revision,
             counted.segment,
-            generation,
+            0,
             cuts_id,
         )
+        if start >= self.models[model].sealed_ms or first in self.open:
+            return first
+        if flush.reopened is None:
+            flush.reopened = {
+                msgspec.structs.replace(key, generation=0): key.generation
+                for key in self.open
+                if key.generation
+            }
+        generation = flush.reopened.get(first)
+        if generation is None:
+            place = (model, start)
+            if place not in flush.generations:
+                with self.store.read() as connection:
+                    pid = self.claim.partition_id
+                    flush.generations[place] = panes.generations(connection, pid, model, start)
+            generation = flush.reopened[first] = flush.generations[place]
+        return msgspec.structs.replace(first, generation=generation)
 
     def _release(self, flush: Flush, view: ModelView, cuts: ModelCuts) -> None:
         """Count the rows that were held until the model had cuts."""
@@ -615,14 +670,13 @@ class OwnedPartition:
         Of the ids of the others, keep as many as there is room for.
         """
         self.open = {key: row for key, row in self.open.items() if not row.sealed}
-        for model, start in flush.touched_ids:
-            self.models[model].see(start, self.flush_seq)
+        for model, pane in flush.touched_ids:
+            self.models[model].see(pane, self.flush_seq)
         for model in flush.touched_models:
             state = self.models[model]
-            gone = [s for s in state.flushes if s + state.pane_ms <= state.sealed_ms]
-            for start in gone:
-                del state.flushes[start]
-                state.hashes.pop(start, None)
+            for pane in [pane for pane in state.flushes if sum(pane) <= state.sealed_ms]:
+                del state.flushes[pane]
+                state.hashes.pop(pane, None)
         if sum(state.id_bytes for state in self.models.values()) > self.id_bytes_max:
             self._let_go()
 
@@ -630,15 +684,15 @@ class OwnedPartition:
         """Let go of ids of panes behind the watermark until the rest fits; return the bytes left."""
         held = sum(state.id_bytes for state in self.models.values())
         behind = [
-            (state.flushes[start][1], start, model)
+            (state.flushes[pane][1], pane, model)
             for model, state in self.models.items()
-            for start in state.hashes
-            if start + state.pane_ms <= state.watermark_ms
+            for pane in state.hashes
+            if sum(pane) <= state.watermark_ms
         ]
-        for _, start, model in sorted(behind):
+        for _, pane, model in sorted(behind):
             if held <= self.id_bytes_max:
                 break
-            held -= self.models[model].hashes.pop(start).nbytes
+            held -= self.models[model].hashes.pop(pane).nbytes
         return held
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from trimtab.contracts.model import Contract, Windows
-from trimtab.store.labels import joiner_positions
+from trimtab.store.joiners import joiner_positions
 from trimtab.store.models import ContractRow
 from trimtab.store.panes import (
     MarkRow,

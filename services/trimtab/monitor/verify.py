@@ -1,8 +1,8 @@
 """`trimtab verify`: recompute a verdict from the stored states and compare bytes (design, rule 6).
 
 The counts are read again; what the evidence itself records (rule memory, judged version, whether labels
-were due) is taken from it. What retention or a later revision has replaced cannot be recomputed, and
-the answer says which part that is.
+were due) is taken from it. What retention has let go, or a later revision has replaced, cannot be
+recomputed, and the answer names it: nobody should take for a difference what is only no longer there.
 """
 
 import msgspec
@@ -14,8 +14,10 @@ from trimtab.detect.verdict import WindowInputs, evaluate, verify
 from trimtab.errors import NotFoundError
 from trimtab.monitor.window_inputs import ModelReader
 from trimtab.records import Reason, Verdict
+from trimtab.store.baselines import has_baseline
 from trimtab.store.engine import Store
-from trimtab.store.models import contract_at
+from trimtab.store.joiners import labels_expired_to
+from trimtab.store.models import contract_at, cuts_at
 from trimtab.store.panes import WindowState
 from trimtab.store.verdicts import verdict, verdict_history
 
@@ -30,18 +32,22 @@ class Verification(Struct, frozen=True, kw_only=True):
     """Equal bytes."""
     said: str
     parts: list[str]
-    """What differs, or has expired; empty when confirmed."""
+    """What has expired or was replaced, else what differs; empty when confirmed."""
+    expired: bool
+    """Whether `parts` names what is no longer there, so that nothing could be compared."""
 
 
 def verify_verdict(store: Store, verdict_id: int) -> Verification:
     """Recompute a stored verdict. Raises NotFoundError when there is none."""
     stored = verdict(store, verdict_id).verdict
-    parts = _differences(store, stored)
-    said = (
-        "Confirmed: the stored states give this verdict, byte for byte."
-        if not parts
-        else f"Not confirmed: {'; '.join(parts)}."
-    )
+    gone, differing = _compared(store, stored)
+    if gone:
+        said = f"It cannot be recomputed any more: {'; '.join(gone)}."
+    elif differing:
+        said = f"Not confirmed: the stored states give it otherwise in {', '.join(differing)}."
+    else:
+        said = "Confirmed: the stored states give this verdict, byte for byte."
+    parts = gone or differing
     return Verification(
         verdict=verdict_id,
         model=stored.model,
@@ -49,24 +55,31 @@ def verify_verdict(store: Store, verdict_id: int) -> Verification:
         confirmed=not parts,
         said=said,
         parts=parts,
+        expired=bool(gone),
     )
 
 
-def _differences(store: Store, stored: Verdict) -> list[str]:
+def _compared(store: Store, stored: Verdict) -> tuple[list[str], list[str]]:
+    """Return (what the verdict rests on and is no longer there, names of the parts that differ)."""
     newest = verdict_history(store, stored.model, stored.window_start_ms)[-1].verdict.revision
     if newest != stored.revision:
         replaced = f"revision {stored.revision} was replaced by revision {newest}"
-        return [f"{replaced}, and the states are those of the newer one"]
+        return [f"{replaced}, and the states are those of the newer one"], []
     try:
         row = contract_at(store, stored.model, stored.evidence.contract_revision)
     except NotFoundError:
-        return [f"contract revision {stored.evidence.contract_revision} is gone"]
+        return [f"contract revision {stored.evidence.contract_revision} is gone"], []
     reader = ModelReader(store, row.contract, row.revision)
     with store.read() as connection:
+        gone = _references_gone(connection, stored)
+        if gone:
+            return gone, []
         reader.begin(connection)
         inputs, read = _inputs(connection, reader, stored)
-    expired = _expired(inputs, read, stored)
-    return expired or verify(stored, evaluate(inputs))
+        gone = _counts_gone(inputs, read, stored)
+        gone += _labels_gone(connection, inputs, stored)
+    gone += _baseline_replaced(inputs, stored)
+    return (gone, []) if gone else ([], verify(stored, evaluate(inputs)))
 
 
 def _inputs(
@@ -76,8 +89,11 @@ def _inputs(
         connection, stored.window_start_ms, stored.window_end_ms, None, _stalled(stored)
     )
     prior = stored.evidence.prior
+    cuts_id = stored.evidence.cuts_id
     inputs = msgspec.structs.replace(
         found,
+        # A window without rows names the cuts that were active then.
+        cuts=None if cuts_id is None else cuts_at(connection, stored.model, cuts_id),
         revision=stored.revision,
         changed=stored.changed,
         code_version=stored.evidence.code_version,
@@ -92,25 +108,70 @@ def _stalled(stored: Verdict) -> str | None:
     return next((f.detail for f in stored.findings if f.reason is Reason.STALLED), None)
 
 
-def _expired(inputs: WindowInputs, read: WindowState, stored: Verdict) -> list[str]:
-    """Name what the evidence rests on and the store no longer holds."""
+# --- what is no longer there ------------------------------------------------------------------------
+
+
+def _references_gone(connection: Connection, stored: Verdict) -> list[str]:
+    """Name cuts and baseline that the evidence refers to, where they are gone, and dropped figures."""
+    gone, evidence = [], stored.evidence
+    if "features" not in stored.figures:
+        gone.append(
+            "its own figures of features, prediction and resources have expired, so that there is nothing "
+            "to compare with"
+        )
+    if evidence.cuts_id is not None and not cuts_at(connection, stored.model, evidence.cuts_id):
+        gone.append(f"the cuts {evidence.cuts_id} that it was counted under are gone")
+    baseline_id = evidence.baseline_id
+    if baseline_id is not None and not has_baseline(connection, baseline_id):
+        gone.append(f"the baseline {baseline_id} that it was compared with is gone")
+    return gone
+
+
+def _counts_gone(inputs: WindowInputs, read: WindowState, stored: Verdict) -> list[str]:
+    """Name the window's counts that retention has taken, or that are read under other cuts by now."""
     gone = []
+    before, cuts_id = stored.figures, stored.evidence.cuts_id
     if read.coarser is not None:
         gone.append(
             f"its panes are part of a whole {read.coarser} by now, so that the window alone cannot be "
             "counted any more"
         )
-    elif read.rows < stored.figures.get("rows", 0):
+    elif read.rows < before["rows"]:
         gone.append("the panes' counts have expired")
+    elif read.state is not None and read.cuts_id != cuts_id:
+        gone.append(f"its rows are read under the cuts {read.cuts_id} by now, then {cuts_id}")
+    gauges = inputs.resources.gauges
+    if read.coarser is None and any(
+        name not in gauges or gauges[name].count < gauge["samples"]
+        for name, gauge in before["resources"].items()
+    ):
+        gone.append("the resources' gauges have expired")
+    return gone
+
+
+def _labels_gone(connection: Connection, inputs: WindowInputs, stored: Verdict) -> list[str]:
+    """Say whether predictions or labels have expired that the verdict counted."""
+    expired_to_ms = labels_expired_to(connection, stored.model)
+    if expired_to_ms is None or expired_to_ms <= stored.window_start_ms:
+        return []
+    for version, before in stored.figures["performance"].items():
+        found = inputs.performance.get(version)
+        rows = (0, 0) if found is None else (found.labelled_rows, found.predicted_rows)
+        if rows[0] < before["labelled_rows"] or rows[1] < before["predicted_rows"]:
+            return ["its predictions and labels have expired, and with them its performance"]
+    return []
+
+
+def _baseline_replaced(inputs: WindowInputs, stored: Verdict) -> list[str]:
     recorded = stored.evidence.prior.get("baseline")
     found = None
     if inputs.baseline is not None:
         baseline = inputs.baseline
         found = [baseline.id, baseline.windows, baseline.wanted]
-    if recorded != found:
-        gone.append(
-            "the baseline was still being gathered then, and has grown since"
-            if recorded and recorded[0] is None
-            else "the baseline it was compared with is not the one found now"
-        )
-    return gone
+    if recorded == found:
+        return []
+    if recorded and recorded[0] is None:
+        return [
+            "the baseline was still being gathered then, and its windows are not those kept now"
+        ]
+    return ["the baseline it was compared with is not the one found now"]

@@ -22,9 +22,9 @@ from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import baselines
 from trimtab.store.engine import Store
-from trimtab.store.labels import window_performance
 from trimtab.store.models import active_cuts, contract_at, cuts_at
 from trimtab.store.panes import WindowState, window_resources, window_state
+from trimtab.store.performance import window_performance
 from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import methodcaller
 from typing import Any, overload
@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from trimtab.source import (
     ASK_LIMIT_MS,
+    CONFIRM_LIMIT_MS,
     POLL_FETCH_BYTES,
     RETRY_S,
     SESSION_TIMEOUT_MS,
@@ -50,7 +51,10 @@ STATISTICS_MS = 1_000
 SILENT_US = 5_000_000
 """A broker that has not answered for so long, though fetches return within half a second, is not heard."""
 FIRST_TOPIC_IDS = (2, 8)
+RECONNECT_MS = 1_000
+"""Whom to ask is looked for again so often at least, so that flushes need not wait after a restart."""
 _ASK_LIMIT_S = ASK_LIMIT_MS / 1000
+_CONFIRM_LIMIT_S = CONFIRM_LIMIT_MS / 1000
 
 
 class ConfluentRecord(Struct, gc=False, frozen=True):
@@ -139,6 +143,8 @@ class _Place(Struct):
     flowing: bool = False
     heard: bool = False
     """Whether the broker has answered for it since it was last placed."""
+    identity: Identity | None = None
+    """The identity told when it was last sought: the position is one of that log."""
 
 
 class _Broker(Struct):
@@ -218,7 +224,12 @@ class ConfluentSource:
             "stats_cb": self._read_statistics,
             "error_cb": self._hear_trouble,
         }
-        self._ask_options = {k: v for k, v in translated.items() if k not in OF_GROUP}
+        self._ask_options = {"reconnect.backoff.max.ms": str(RECONNECT_MS)} | {
+            k: v for k, v in translated.items() if k not in OF_GROUP
+        }
+        self._cluster_id = cluster_identity
+        self._named: dict[str, Identity] = {}
+        """The identity of each topic as `identity` last told it."""
         self._asking: Any = None
         self._kafka = confluent_kafka
         self._code = confluent_kafka.KafkaError
@@ -404,6 +415,10 @@ class ConfluentSource:
             place.position = beginning
             return [Lost(partition, wanted, beginning)]
         if end < wanted:
+            said = self.identities([partition]).get(partition)
+            if said is None or place.identity not in (None, said):
+                time.sleep(RETRY_S)  # made again: until whoever claimed it asks, too
+                return []
             raise SourceError(
                 f"{partition.topic}[{partition.partition}] ends before offset {wanted}, where the "
                 "ledger stands: its log was truncated. Restore it, or give the topic a new identity by "
@@ -416,7 +431,8 @@ class ConfluentSource:
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Read on from this offset."""
-        self._of(partition).position = offset
+        place = self._of(partition)
+        place.position, place.identity = offset, self._named.get(partition.topic)
         self._moved = True
 
     def pause(self, partitions: Iterable[Partition]) -> None:
@@ -496,30 +512,58 @@ class ConfluentSource:
                 raise SourceAwayError(
                     f"The broker does not describe {topic} yet. It is asked again."
                 )
-            topic_id = self._topic_id(topic) if self._has_topic_ids else ""
         except self._kafka.KafkaException as error:
             raise SourceAwayError(
                 f"The broker does not describe {topic} ({_text(error)}). It is asked again."
             ) from error
-        cluster_id = self._cluster_identity or described.cluster_id or "unknown"
-        return Identity(cluster_id, topic_id)
+        self._cluster_id = self._cluster_identity or described.cluster_id or "unknown"
+        topic_id = self._topic_ids([topic], _ASK_LIMIT_S).get(topic)
+        if topic_id is None:
+            raise SourceAwayError(f"The broker does not describe {topic} yet. It is asked again.")
+        self._named[topic] = Identity(self._cluster_id, topic_id)
+        return self._named[topic]
 
-    def _topic_id(self, topic: str) -> str:
-        """Return the id as kafka-python writes it, "" for a broker without."""
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Ask a broker of the client's choice; see `Source`.
+
+        The cluster is that of the last `identity`: a topic id is of one cluster only.
+        """
+        if self._cluster_id is None:
+            return {}
+        ids = self._topic_ids(sorted({p.topic for p in partitions}), _CONFIRM_LIMIT_S)
+        return {p: Identity(self._cluster_id, ids[p.topic]) for p in partitions if p.topic in ids}
+
+    def _topic_ids(self, topics: list[str], limit_s: float) -> dict[str, str]:
+        """Return the ids as kafka-python writes them; "" where the broker has none."""
         from confluent_kafka.admin import AdminClient
 
-        if self._asking is None:
-            self._asking = AdminClient(self._ask_options, logger=log)
-        answers = self._asking.describe_topics(
-            self._kafka.TopicCollection([topic]), request_timeout=_ASK_LIMIT_S
-        )
-        said = answers[topic].result().topic_id
-        if said is None:
-            return ""
-        # Both halves come as signed 64-bit numbers.
-        high, low = said.get_most_significant_bits(), said.get_least_significant_bits()
-        topic_id = UUID(int=(high % 2**64) << 64 | low % 2**64)
-        return str(topic_id) if topic_id.int else ""
+        if not self._has_topic_ids:
+            return dict.fromkeys(topics, "")
+        try:
+            if self._asking is None:
+                self._asking = AdminClient(self._ask_options, logger=log)
+            answers = self._asking.describe_topics(
+                self._kafka.TopicCollection(topics), request_timeout=limit_s
+            )
+        except self._kafka.KafkaException as error:
+            log.warning("The broker cannot be asked for its topics: %s", _text(error))
+            return {}
+        ids = {}
+        for topic, answer in answers.items():
+            try:
+                said = answer.result().topic_id
+            except self._kafka.KafkaException as error:
+                log.debug("The broker does not describe %s: %s", topic, _text(error))
+                continue
+            # Both halves come as signed 64-bit numbers.
+            high, low = (
+                (said.get_most_significant_bits(), said.get_least_significant_bits())
+                if said is not None
+                else (0, 0)
+            )
+            topic_id = UUID(int=(high % 2**64) << 64 | low % 2**64)
+            ids[topic] = str(topic_id) if topic_id.int else ""
+        return ids
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Commit to Kafka as a hint for lag tools; a failure only shows there."""

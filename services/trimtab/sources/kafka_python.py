@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.source import (
     ASK_LIMIT_MS,
+    CONFIRM_LIMIT_MS,
     POLL_FETCH_BYTES,
     RETRY_S,
     SESSION_TIMEOUT_MS,
@@ -22,6 +23,8 @@ from trimtab.source import (
 )
 
 log = logging.getLogger(__name__)
+
+NO_LEADER = -1
 
 
 def check_crc() -> str | None:
@@ -69,7 +72,10 @@ class KafkaPythonSource:
         self._consumer = KafkaConsumer(**options)
         self._told: dict[str, Identity] = {}
         """The identity of each topic as `identity` last told it."""
-        self._assign_anew: Callable[[Sequence[Partition]], None] = lambda _: None
+        self._sought: dict[Partition, Identity | None] = {}
+        """The identity told when each partition was last placed: its position is one of that log."""
+        self._answers: dict[Partition, Identity] | None = None
+        """What was asked for a callback that runs now: on the client's own thread nothing can be."""
 
     def start(
         self,
@@ -92,12 +98,14 @@ class KafkaPythonSource:
             self.pause(partitions)
             on_assigned(partitions)
 
-        def assign_anew(partitions: Sequence[Partition]) -> None:
-            on_revoked(partitions)
-            park_and_tell(partitions)
+        async def ask_and_tell(partitions: Sequence[Partition]) -> None:
+            self._answers = await self._ask(partitions)
+            try:
+                on_revoked(partitions)
+            finally:
+                self._answers = None
 
-        self._assign_anew = assign_anew
-        self._consumer.subscribe(wanted, listener=_listener(park_and_tell, on_revoked))
+        self._consumer.subscribe(wanted, listener=_listener(park_and_tell, ask_and_tell))
 
     def poll(self, timeout_s: float) -> tuple[dict[Partition, Polled], list[Lost]]:
         """Wait for records. Raises SourceError for what no retry mends."""
@@ -136,16 +144,8 @@ class KafkaPythonSource:
             ) from error
         except errors.KafkaError as error:
             return self._again(error)
-        again = self._created_again()
-        if again:
-            log.warning("Created again, and claimed anew: %s", _listed(again))
-            for partition in again:
-                self._told.pop(partition.topic, None)
-            self._assign_anew(again)
         batches = {}
         for key, records in polled.items():
-            if Partition(*key) in again:
-                continue  # of which creation they are nobody can tell
             position, end = self.progress(key)
             after = records[-1].offset + 1
             batches[Partition(*key)] = Polled(records, max(after, position or after), end)
@@ -186,14 +186,9 @@ class KafkaPythonSource:
 
     def _refuse_truncated(self, partition: Partition) -> None:
         """Raise SourceError for a log that ends too early, unless it is of a topic created again."""
-        from kafka.errors import KafkaError
-
-        try:
-            self._consumer.topics()  # the only public call that asks for metadata
-        except KafkaError as error:
-            log.warning("The broker does not list its topics and is asked again: %r", error)
-            return
-        if partition in self._created_again():
+        said = self.identities([partition]).get(partition)
+        if said is None or self._sought.get(partition) not in (None, said):
+            time.sleep(RETRY_S)  # until whoever claimed it asks, too
             return
         position, _ = self.progress(partition)
         raise SourceError(
@@ -202,32 +197,9 @@ class KafkaPythonSource:
             "creating it again."
         )
 
-    def _created_again(self) -> list[Partition]:
-        """Return the assigned partitions whose topic is no longer the one they were claimed by.
-
-        The client reads on by the topic's name, from an offset that means nothing in the new log.
-        """
-        assigned = sorted(Partition(*key) for key in self._consumer.assignment())
-        return [
-            partition
-            for partition in assigned
-            if partition.topic in self._told
-            and self._known_identity(partition.topic) not in (None, self._told[partition.topic])
-        ]
-
-    def _known_identity(self, topic: str) -> Identity | None:
-        """Return the identity by the metadata at hand; None while they have none."""
-        cluster = self._consumer._cluster  # noqa: SLF001 - no public name for either id
-        if not cluster.partitions_for_topic(topic):
-            return None
-        topic_id = cluster.topic_id(topic)
-        return Identity(
-            self._cluster_identity or cluster.cluster_id or "unknown",
-            str(topic_id) if topic_id is not None and topic_id.int else "",
-        )
-
     def seek(self, partition: Partition, offset: int) -> None:
         """Read on from this offset."""
+        self._sought[partition] = self._told.get(partition.topic)
         self._consumer.seek(_key(partition), offset)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
@@ -276,16 +248,102 @@ class KafkaPythonSource:
         from kafka.errors import KafkaError
 
         try:
-            known = self._consumer.partitions_for_topic(topic)
+            numbers = self._consumer.partitions_for_topic(topic)
+            answers = set(self.identities([Partition(topic, n) for n in numbers]).values())
+            if len(answers) != 1:
+                raise SourceAwayError(
+                    f"The brokers do not agree on {topic} yet. They are asked again."
+                    if answers
+                    else f"The broker does not describe {topic} yet. It is asked again."
+                )
+            (identity,) = answers
+            cluster = self._consumer._cluster  # noqa: SLF001 - no public name
+            known = cluster.topic_id(topic)
+            if known is not None and _text(known) != identity.topic_id:
+                # Made again: its new leaders and epochs are not known yet either.
+                self._run(self._wait_for, cluster.request_update(), CONFIRM_LIMIT_MS)
         except KafkaError as error:
             raise SourceAwayError(
                 f"The broker does not describe {topic} ({error!r}). It is asked again."
             ) from error
-        identity = self._known_identity(topic) if known else None
-        if identity is None:
-            raise SourceAwayError(f"The broker does not describe {topic} yet. It is asked again.")
         self._told[topic] = identity
         return identity
+
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Ask each partition's leader which creation of the topic it has; see `Source`."""
+        if self._answers is not None:
+            return {p: self._answers[p] for p in partitions if p in self._answers}
+        from kafka.errors import KafkaError
+
+        try:
+            answers: dict[Partition, Identity] = self._run(self._ask, partitions)
+        except KafkaError as error:
+            log.warning("The brokers cannot be asked for their topics: %r", error)
+            return {}
+        return answers
+
+    @property
+    def _run(self) -> Callable[..., Any]:
+        return self._consumer._net.run  # type: ignore[no-any-return] # noqa: SLF001 - no public name
+
+    @property
+    def _wait_for(self) -> Callable[[Any, float], Awaitable[Any]]:
+        return self._consumer._manager.wait_for  # type: ignore[no-any-return] # noqa: SLF001
+
+    async def _ask(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Ask the leaders for metadata, all at the same time, past the client's own (maybe old) ones."""
+        from kafka.errors import KafkaError
+        from kafka.protocol.metadata import MetadataRequest
+
+        cluster, manager = self._consumer._cluster, self._consumer._manager  # noqa: SLF001
+        led: dict[int, list[Partition]] = {}
+        for partition in partitions:
+            leader = cluster.leader_for_partition(_key(partition))
+            if leader is not None and leader != NO_LEADER:
+                led.setdefault(leader, []).append(partition)
+        sent = {}
+        for leader, theirs in led.items():
+            request = MetadataRequest(
+                topics=[
+                    MetadataRequest.MetadataRequestTopic(name=topic)
+                    for topic in sorted({partition.topic for partition in theirs})
+                ],
+                allow_auto_topic_creation=False,
+                include_cluster_authorized_operations=False,
+                include_topic_authorized_operations=False,
+            )
+            try:
+                sent[leader] = manager.send(
+                    request, self._line_to(leader), request_timeout_ms=CONFIRM_LIMIT_MS
+                )
+            except KafkaError as error:
+                log.debug("Broker %s cannot be asked: %r", leader, error)
+        answers: dict[Partition, Identity] = {}
+        until_s = time.monotonic() + CONFIRM_LIMIT_MS / 1000
+        for leader, future in sent.items():
+            try:
+                said = await self._wait_for(future, max(0, until_s - time.monotonic()) * 1000)
+            except KafkaError as error:
+                log.debug("Broker %s does not describe its topics: %r", leader, error)
+                continue
+            cluster_id = self._cluster_identity or said.cluster_id or "unknown"
+            ids = {topic.name: topic.topic_id for topic in said.topics if not topic.error_code}
+            answers |= {
+                partition: Identity(cluster_id, _text(ids[partition.topic]))
+                for partition in led[leader]
+                if partition.topic in ids
+            }
+        return answers
+
+    def _line_to(self, leader: int) -> str:
+        """Return the name of a connection of our own: on the other one the answer waits for a fetch."""
+        cluster = self._consumer._cluster  # noqa: SLF001 - as the client itself does for coordinators
+        broker = cluster.broker_metadata(leader)
+        name = f"identity-{leader}"
+        if broker is not None:
+            own = type(broker)(name, broker.host, broker.port, broker.rack)
+            cluster._coordinator_brokers[name] = own  # noqa: SLF001
+        return name
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Commit to Kafka as a hint for lag tools; a failure only shows there."""
@@ -305,8 +363,8 @@ def _hinted(_offsets: object, outcome: object) -> None:
         log.debug("Kafka did not take the offsets as a hint: %s", outcome)
 
 
-def _listed(partitions: Iterable[Partition]) -> str:
-    return ", ".join(f"{p.topic}[{p.partition}]" for p in partitions)
+def _text(topic_id: Any) -> str:
+    return str(topic_id) if topic_id is not None and topic_id.int else ""
 
 
 def _key(partition: Partition) -> Any:
@@ -317,15 +375,15 @@ def _key(partition: Partition) -> Any:
 
 def _listener(
     on_assigned: Callable[[Sequence[Partition]], None],
-    on_revoked: Callable[[Sequence[Partition]], None],
+    on_revoked: Callable[[Sequence[Partition]], Awaitable[None]],
 ) -> Any:
-    from kafka.consumer.subscription_state import ConsumerRebalanceListener
+    from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 
-    class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-        def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+    class Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+        async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
             on_assigned(sorted(Partition(*key) for key in assigned))
 
-        def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-            on_revoked(sorted(Partition(*key) for key in revoked))
+        async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+            await on_revoked(sorted(Partition(*key) for key in revoked))
 
     return Listener()

@@ -19,18 +19,9 @@ from msgspec import Struct
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from trimtab.store.engine import Store
-from trimtab.store.labels import (
-    LABEL,
-    PREDICTION,
-    JoinerClaim,
-    KeptRun,
-    add_label_classes,
-    decode_kept,
-    encode_kept,
-    longest_pane_ms,
-    move_joiner,
-    write_positions,
-)
+from trimtab.store.entries import KeptRun, decode_kept, encode_kept
+from trimtab.store.joiners import JoinerClaim, add_label_classes, move_joiner, write_positions
+from trimtab.store.label_runs import LABEL, PREDICTION, longest_pane_ms
 from trimtab.store.tables import joiners, kept_runs, label_runs, performance, watermarks
 
 PANES_PER_CHECKPOINT = 10_000

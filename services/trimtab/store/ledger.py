@@ -388,7 +388,8 @@ def read_ledger(connection: Connection, consumer: str | None = "monitor") -> lis
             func.sum(label_classes.c.count),
         ).group_by(label_classes.c.partition_id, label_classes.c["class"])
     ):
-        placed.setdefault(pid, {})[cls] = int(number)
+        if number:  # labels may have left a class again
+            placed.setdefault(pid, {})[cls] = int(number)
     rows = connection.execute(
         select(partitions)
         .where(wanted)

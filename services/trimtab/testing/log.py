@@ -1,16 +1,16 @@
 """A log in memory and a Source that reads it: for tests of whatever consumes partitions.
 
-`MemoryLog` keeps records per partition and may drop the oldest; each `MemorySource` is one member whose
-assignment the test decides, so zombies, rebalances and losses can be arranged to the record.
+`MemoryLog` keeps records per partition, may drop the oldest and be made again; each `MemorySource` is one
+member whose assignment the test decides, so zombies, rebalances and losses can be arranged to the record.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
 from trimtab.events.cloudevents import encode_structured
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource
-from trimtab.source import Identity, Lost, Partition, Polled, Record
+from trimtab.source import Identity, Lost, Partition, Polled, Record, SourceAwayError
 
 
 class MemoryRecord(Struct, frozen=True):
@@ -30,6 +30,7 @@ class MemoryLog:
         self.records: dict[Partition, list[MemoryRecord]] = {}
         self.ends: dict[Partition, int] = {}
         self.beginnings: dict[Partition, int] = {}
+        self.creations: dict[str, int] = {}
 
     def append(
         self,
@@ -65,6 +66,18 @@ class MemoryLog:
         kept = [r for r in self.records.get(partition, []) if r.offset >= offset]
         self.records[partition] = kept
 
+    def make_again(self, topic: str) -> None:
+        """Delete the topic and create it anew, empty, under the same name."""
+        for kept in (self.records, self.ends, self.beginnings):
+            for partition in [p for p in kept if p.topic == topic]:
+                del kept[partition]
+        self.creations[topic] = self.creations.get(topic, 0) + 1
+
+    def identity(self, topic: str) -> Identity:
+        """Return the identity of the topic as it is now."""
+        times = self.creations.get(topic, 0)
+        return Identity(self.cluster_id, f"{topic}.{times}" if times else topic)
+
 
 class MemorySource:
     """One member of a group on a MemoryLog. `assign` and `revoke` take effect at the next poll."""
@@ -74,6 +87,10 @@ class MemorySource:
         self.positions: dict[Partition, int] = {}
         self.paused: set[Partition] = set()
         self.hinted: dict[Partition, int] = {}
+        self.silent: set[str] = set()
+        """Topics whose identity the broker does not tell now."""
+        self.asked: list[list[Partition]] = []
+        """What `identities` was asked for, question by question."""
         self._assign: list[Partition] = []
         self._revoke: list[Partition] = []
         self._on_assigned: Callable[[Sequence[Partition]], None] = lambda _: None
@@ -151,8 +168,15 @@ class MemorySource:
         return self.positions.get(partition), self.log.ends.get(partition, 0)
 
     def identity(self, topic: str) -> Identity:
-        """Return the log's identity."""
-        return Identity(self.log.cluster_id, topic)
+        """Return the identity of the topic as it is now. Raises SourceAwayError for a silent one."""
+        if topic in self.silent:
+            raise SourceAwayError(f"{topic} is silent.")
+        return self.log.identity(topic)
+
+    def identities(self, partitions: Collection[Partition]) -> dict[Partition, Identity]:
+        """Return the identities as they are now, of all topics that are not silent."""
+        self.asked.append(sorted(partitions))
+        return {p: self.log.identity(p.topic) for p in partitions if p.topic not in self.silent}
 
     def hint(self, offsets: Mapping[Partition, int]) -> None:
         """Remember the hint."""

@@ -16,7 +16,7 @@ from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
-from trimtab.store.labels import claim_joiner
+from trimtab.store.joiners import claim_joiner
 from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import (

@@ -11,12 +11,15 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from trimtab.source import Lost, Partition, Record, Source, SourceError
+from trimtab.source import Identity, Lost, Partition, Record, Source, SourceError
 
 DEADLINE_S = 60.0
 POLL_S = 0.05
 LONG_SESSION_MS = 4 * 60 * 1000
 """Longer than any deadline here: whoever takes over before has been let in by the leaver."""
+
+STEPS_OF_NEW_LOG = 100
+"""How long a client may take to read on in a log made again; some do not at all."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -193,6 +196,9 @@ class Reader:
         self.records: dict[Partition, list[Record]] = {}
         self.next_offset: dict[Partition, int] = {}
         self.lost: list[Lost] = []
+        self.asks = False
+        """Whether to ask for the identities of what is taken away, into `told`."""
+        self.told: dict[Partition, Identity] = {}
         self._polling = False
         self._waiting: set[Partition] = set()
         source.start([topic], self._on_assigned, self._on_revoked)
@@ -204,6 +210,8 @@ class Reader:
 
     def _on_revoked(self, partitions: Sequence[Partition]) -> None:
         self.revoked |= set(partitions)
+        if self.asks:
+            self.told |= self.source.identities(partitions)
         self.assigned -= set(partitions)
         self._waiting -= set(partitions)
 
@@ -538,6 +546,62 @@ class SourceSuite(BasicSuite):
         assert after.topic_id
         assert after.topic_id != before.topic_id
 
+    def test_a_topic_made_again_under_a_reader_is_told_as_soon_as_anything_came_of_it(
+        self, rig: SourceRig
+    ) -> None:
+        """Clients read on by the name; asked after that, the identity is never that of the old log.
+
+        Whether the new log reaches to where the reader stands or not: that is no truncated log.
+        """
+        for count in (20, 2):
+            self._make_again_under(rig, count)
+
+    def _make_again_under(self, rig: SourceRig, count: int) -> None:
+        topic = rig.topic(partitions=1)
+        first = Partition(topic, 0)
+        rig.send(first, numbered(5))
+        reader = Reader(rig.open(topic), topic)
+        drive([reader], lambda: len(reader.values(first)) == 5, "the old log")
+        source = reader.source
+        before = source.identity(topic)
+        assert source.identities([first]) == {first: before}
+        rig.make_again(topic, 1)
+        rig.send(first, numbered(count, 100))
+
+        def is_told() -> bool:
+            said = source.identities([first]).get(first)
+            assert said != before or len(reader.values(first)) == 5, "records of two logs as of one"
+            return said not in (None, before)
+
+        for _ in range(
+            STEPS_OF_NEW_LOG
+        ):  # whatever a client makes of its old position, it does not stop
+            reader.step()
+            if len(reader.values(first)) > 5:
+                break
+        drive([reader], is_told, "another identity")
+        drive([reader], lambda: first in reader.assigned, "an assignment")
+        after = source.identity(topic)
+        assert after != before
+        reader.records.clear()
+        reader.move(first, source.beginning(first))
+        drive([reader], lambda: len(reader.values(first)) == count, "the new log")
+        assert reader.values(first) == numbered(count, 100)
+        assert source.identities([first]) == {first: after}
+
+    def test_what_is_taken_away_can_still_be_asked_for(self, rig: SourceRig) -> None:
+        """Its owner commits a last time, and commits nothing without knowing of which log it is."""
+        topic = rig.topic()
+        one = Reader(rig.open(topic), topic)
+        drive([one], lambda: len(one.assigned) == 4, "all partitions")
+        identity = one.source.identity(topic)
+        one.revoked.clear()
+        one.asks = True
+        two = Reader(rig.open(topic), topic)
+        drive([one, two], lambda: len(one.assigned) == len(two.assigned) == 2, "2 + 2 partitions")
+        assert one.told == dict.fromkeys(one.revoked, identity)
+        assert one.told.keys() >= two.assigned
+
     def test_after_a_restart_of_the_broker_reading_goes_on(self, own_rig: SourceRig) -> None:
         """From where it stood; in between nothing comes and nothing is raised."""
         topic = own_rig.topic(partitions=1)
@@ -545,9 +609,16 @@ class SourceSuite(BasicSuite):
         own_rig.send(first, numbered(5))
         reader = Reader(own_rig.open(topic), topic)
         drive([reader], lambda: reader.source.progress(first) == (5, 5), "the first records")
+        identity = reader.source.identity(topic)
         own_rig.broker.stop()
         drive([reader], lambda: reader.source.progress(first)[1] is None, "an unknown end")
+        assert reader.source.identities([first]) == {}
         own_rig.broker.start()
         own_rig.send(first, numbered(5, 5))
         drive([reader], lambda: reader.source.progress(first) == (10, 10), "records after it")
         assert reader.values(first) == numbered(10)
+        drive(
+            [reader],
+            lambda: reader.source.identities([first]) == {first: identity},
+            "the identity known again",
+        )

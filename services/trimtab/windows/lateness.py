@@ -50,6 +50,8 @@ class Classified(Struct, frozen=True):
     panes_ms: Times
     future: Mask
     too_late: Mask
+    sealed_ms: Times
+    """What the rows before each have sealed: panes that end at or before it."""
     newest_ms: int
     """Greatest accepted event time after the batch; NEVER_MS while there is none."""
 
@@ -68,7 +70,8 @@ def classify(rules: TimeRules, newest_ms: int, times_ms: Times, record_ms: Times
     running = np.maximum.accumulate(np.concatenate(([newest_ms], accepted)))[1:]
     sealed = running - (rules.out_of_order_ms + rules.lateness_ms)
     too_late = ~future & (panes + rules.pane_ms <= sealed)
-    return Classified(panes, future, too_late, int(running[-1]) if running.size else newest_ms)
+    newest_ms = int(running[-1]) if running.size else newest_ms
+    return Classified(panes, future, too_late, sealed, newest_ms)
 
 
 def is_future(rules: TimeRules, times_ms: Times, record_ms: Times) -> Mask:

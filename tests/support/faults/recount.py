@@ -497,8 +497,7 @@ class Recount:
     performance: dict = field(default_factory=dict)
     """By (model, window start, segment, version)."""
     labels: Counter = field(default_factory=Counter)
-    """By (partition id, "joined" | "other" | "waiting"). Which of the others are `duplicate` and which
-    `superseded` depends on what a merge brings together."""
+    """By (partition id, "joined" | "duplicate" | "superseded" | "waiting")."""
 
     @property
     def rows(self):
@@ -515,15 +514,33 @@ def recount(logs, contract_at, cuts):
     out = Recount()
     predictions, labels = defaultdict(list), defaultdict(list)
     for log in logs:
-        newest, seen = {}, set()
+        past = Past()
         for record in log.records:
             out.messages[log.partition_id] += 1
-            _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
+            _one(out, log, record, contract_at, cuts, past, predictions, labels)
     _join(out, predictions, labels)
     return out
 
 
-def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels):
+class Past:
+    """What a partition has brought so far."""
+
+    def __init__(self):
+        self.newest, self.sealed = {}, {}
+        """By model: the newest event time, and up to where panes have been sealed."""
+        self.panes = defaultdict(set)
+        """By (model, id): the panes that it was counted in, as (start, length)."""
+
+    def knows(self, model, row_id, when, pane, seal):
+        """Whether the id came in this pane, or in one of another length that holds the time and is open."""
+        return any(
+            known == pane
+            or (known[1] != pane[1] and known[0] <= when < sum(known) and sum(known) > seal)
+            for known in self.panes[model, row_id]
+        )
+
+
+def _one(out, log, record, contract_at, cuts, past, predictions, labels):
     pid = log.partition_id
     try:
         kind, body = read(record.value, record.headers, log.role)
@@ -536,7 +553,7 @@ def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
         out.classes[pid, unit, "ignored", "unknown_model"] += body.get("rows", 1)
     elif unit == "row":
         for row in rows_of(kind, body):
-            _row(out, pid, record, row, contract, cuts, newest, seen, predictions)
+            _row(out, pid, record, row, contract, cuts, past, predictions)
     elif unit == "label":
         _label(out, pid, body, contract, labels)
     elif time_ms(body["time"]) > record.timestamp + contract.windows.future_ms:
@@ -545,20 +562,22 @@ def _one(out, log, record, contract_at, cuts, newest, seen, predictions, labels)
         out.classes[pid, "resource", "counted", ""] += 1
 
 
-def _row(out, pid, record, row, contract, cuts, newest, seen, predictions):
+def _row(out, pid, record, row, contract, cuts, past, predictions):
     model, when, rules = contract.name, time_ms(row["time"]), contract.windows
     if when > record.timestamp + rules.future_ms:
         out.classes[pid, "row", "rejected", "future"] += 1
         return
-    newest[model] = max(newest.get(model, when), when)
+    newest = past.newest[model] = max(past.newest.get(model, when), when)
     pane = when // rules.pane_ms * rules.pane_ms
-    if pane + rules.pane_ms <= newest[model] - rules.out_of_order_ms - rules.lateness_ms:
+    seal = newest - rules.out_of_order_ms - rules.lateness_ms
+    sealed = past.sealed[model] = max(past.sealed.get(model, seal), seal)
+    if pane + rules.pane_ms <= seal:
         out.classes[pid, "row", "too_late", ""] += 1
         return
-    if (model, pane, row["id"]) in seen:
+    if past.knows(model, row["id"], when, (pane, rules.pane_ms), sealed):
         out.classes[pid, "row", "duplicate", ""] += 1
         return
-    seen.add((model, pane, row["id"]))
+    past.panes[model, row["id"]].add((pane, rules.pane_ms))
     out.classes[pid, "row", "counted", ""] += 1
     start = when // rules.length_ms * rules.length_ms
     segments = segments_of(contract, row)
@@ -608,9 +627,11 @@ def _join(out, predictions, labels):
         rank = max(e[0] for e in events)
         # Of equal labels the one of the lowest partition stands, there the first.
         winner = min((e[1], i) for i, e in enumerate(events) if e[0] == rank)[1]
-        for i, (_, pid, _) in enumerate(events):
-            if i != winner:
-                out.labels[pid, "other"] += 1
+        for i, (said, pid, _) in enumerate(events):
+            if said != rank:
+                out.labels[pid, "superseded"] += 1
+            elif i != winner:
+                out.labels[pid, "duplicate"] += 1
             else:
                 out.labels[pid, "joined" if key in predictions else "waiting"] += 1
 
@@ -639,11 +660,10 @@ def _ledger_differences(entries, expected):
         held.update({k: n for k, n in theirs.items() if k[1] == "held"})
         found[f"{name} messages"] = (expected.messages[pid], entry.messages)
         found[f"{name} classes"] = (mine, theirs)
-        placed = dict(entry.placed_labels)
-        joined = placed.pop("joined", 0)
+        labels = entry.placed_labels | {"waiting": entry.waiting_labels}
         found[f"{name} labels"] = (
-            [expected.labels[pid, k] for k in ("joined", "other", "waiting")],
-            [joined, sum(placed.values()), entry.waiting_labels],
+            {k: n for (p, k), n in expected.labels.items() if p == pid and n},
+            {k: n for k, n in labels.items() if n},
         )
     return [f"{name}: expected {a}, stored {b}" for name, (a, b) in found.items() if a != b] + [
         f"rows are still held: {held}" for _ in range(bool(held))
@@ -654,8 +674,8 @@ def _state_differences(store, expected, model):
     from sqlalchemy import select
 
     from trimtab.store import tables as t
-    from trimtab.store.labels import window_performance
     from trimtab.store.panes import pane_times, window_state
+    from trimtab.store.performance import window_performance
 
     problems = []
     windows = {k[1:]: w for k, w in expected.windows.items() if k[0] == model.name}

@@ -172,7 +172,7 @@ class _Writer:
         """Send what is known of the truth, early or late, and at times changed."""
         partition = zlib.crc32(row["id"].encode()) % LABEL_PARTITIONS
 
-        def say(at, label, **more):
+        def say(at, label, partition=partition, **more):
             body = {"inference_id": row["id"], "model": model, "label": label, "time": T_LIVE}
             self.put(at, "labels", partition, body | {"source": source} | more)
 
@@ -180,6 +180,8 @@ class _Writer:
         say(at, truth)
         if self.chance(0.05):
             say(at + 2, truth)
+        if self.chance(0.02):  # from a producer that keys otherwise
+            say(at + self.random.choice((-3, 3, 50)), truth, (partition + 1) % LABEL_PARTITIONS)
         if self.chance(0.05):
             say(at + self.random.choice((-1, 30)), 1 if source == "outcome" else "1", revision=1)
         if self.chance(0.02):

@@ -219,8 +219,8 @@ class World:
         """Every record seen in the topics as they are, whether or not they still hold it."""
         self.former: list[Log] = []
         """The same of topics that are gone."""
-        self.allowed: list[str] = ["Error sending OffsetCommitRequest"]
-        """Words of errors that this fault makes monitors log. A hint that is on its way when its
+        self.allowed: list[str] = ["Error sending OffsetCommitRequest", "failed Cancelled"]
+        """Words of errors that this fault makes monitors log. A hint or a refresh on its way when its
         consumer leaves is one of kafka-python's errors, and none of ours."""
         self.knobs: dict[str, object] = {}
         self.codec: str | None = None
@@ -434,6 +434,12 @@ class World:
 
     def entries(self):
         return ledger(self.store)
+
+    def ledgers(self, role):
+        """How many ledgers each partition of a topic has, one for each creation; the least of them."""
+        topic = self.topic[role]
+        places = [e.partition for e in self.entries() if e.topic == topic]
+        return min(places.count(number) for number in range(self.partitions[role]))
 
     def flushed(self):
         """How many flushes there have been, over all partitions."""
