@@ -47,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/recovery/test_faults.py in full: 200 kills, every fault on both databases",
     )
+    parser.addoption(
+        "--faults-seed",
+        type=int,
+        default=1,
+        help="another stream and other points to kill at in tests/recovery/test_faults.py",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,51 @@ def own_postgres(postgres_server):  # the session's: skips where there is none
         server.close()
 
 
+class SmallDisk:
+    """A file system of its own, in memory, that a test may fill."""
+
+    BYTES = 256 * 2**20
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        _mount("-t", "tmpfs", "-o", f"size={self.BYTES}", "trimtab-test", folder)
+
+    @contextmanager
+    def filled(self, before):
+        """Full to the last block inside the block; `before` is called at first."""
+        ballast = self.folder / "ballast"
+        before()
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 2**16)
+        with ballast.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 2**10)
+        assert os.statvfs(self.folder).f_bavail == 0
+        yield
+        ballast.unlink()
+
+    def close(self):
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
+
+
+def _mount(*arguments):
+    subprocess.run(["mount", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    try:
+        disk = SmallDisk(folder)
+    except (OSError, subprocess.CalledProcessError) as problem:
+        said = getattr(problem, "stderr", "") or problem
+        pytest.skip(f"no file system to fill can be mounted here; it takes root on Linux: {said}")
+    yield disk
+    disk.close()
+
+
 @pytest.fixture(scope="module")
 def own_broker(kafka_requirements):
     """An Apache Kafka that the tests of this module may stop, kill and give other data."""
@@ -54,11 +101,13 @@ def make_world(request, tmp_path):
     """`make_world(fault, database, **options)`: a World on a fresh database; it ends with the test."""
     made = []
 
-    def make(fault, database, *, broker=None, server=None, **options):
+    def make(fault, database, client, *, broker=None, server=None, disk=None, **options):
         long = request.config.getoption("--faults-long")
         fixture = "sqlite_url" if database == "sqlite" else "postgres_url"
         url = server.url if server else request.getfixturevalue(fixture)
-        outcome = Outcome(fault, database)
+        if disk:
+            url = f"sqlite:///{disk.folder / 'trimtab.db'}"
+        outcome = Outcome(fault, database, client)
         OUTCOMES.append(outcome)
         world = World(
             broker=broker or request.getfixturevalue("kafka_broker"),
@@ -66,9 +115,10 @@ def make_world(request, tmp_path):
             folder=tmp_path,
             outcome=outcome,
             rows=20_000 if long else 2_000,
+            seed=request.config.getoption("--faults-seed"),
             **options,
         )
-        world.long, world.server = long, server
+        world.long, world.server, world.disk, world.client = long, server, disk, client
         made.append(world)
         return world
 
@@ -81,9 +131,18 @@ def pytest_terminal_summary(terminalreporter):
     if not OUTCOMES:
         return
     terminalreporter.section("faults")
-    line = "{:<28} {:<11} {:>7} {:>7}  {:<17} {:<8} {:>8}"
-    head = ("fault", "database", "rows", "struck", "ledger", "recount", "seconds")
-    terminalreporter.write_line(line.format(*head))
+    line = "{:<20} {:<11} {:<16} {:>6} {:>7}  {:<17} {:<8} {:<7} {:>7}"
+    head = ("fault", "database", "client", "struck", "rows", "ledger", "recount", "result")
+    terminalreporter.write_line(line.format(*head, "seconds"))
     for o in OUTCOMES:
-        cells = (o.fault, o.database, o.rows, o.struck, o.ledger, o.recount, f"{o.seconds:.1f}")
-        terminalreporter.write_line(line.format(*cells))
+        cells = (o.fault, o.database, o.client, o.struck, o.rows, o.ledger, o.recount, o.result)
+        terminalreporter.write_line(line.format(*cells, f"{o.seconds:.1f}"))
+    fine = sum(o.result == "ok" for o in OUTCOMES)
+    terminalreporter.write_line(
+        f"{fine} of {len(OUTCOMES)} ok; {sum(o.seconds for o in OUTCOMES) / 60:.0f} minutes"
+    )
+    for o in OUTCOMES:
+        if o.told:
+            terminalreporter.write_line(f"{o.fault}, {o.database}, {o.client}, of {o.struck}:")
+        for what, number in sorted(o.told.items()):
+            terminalreporter.write_line(f"{number:>7}  {what}")

@@ -5,30 +5,63 @@ independent recount of the topics, nothing is stuck, and no error was logged tha
 explain. `make faults` runs the long form, every fault on both databases, and prints a table.
 """
 
+import resource
 import shutil
 import signal
-import time
+from itertools import cycle
 
 import pytest
+from faults.stream import LIVE
+from faults.strike import PLACES, Strike
 from faults.world import wait_for
+from msgspec.structs import replace
+
+from trimtab.store.models import apply_contract
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
+def points_to_die(random, number):
+    """Where to kill: None is any moment, by the clock; the others are in a transaction or right after it."""
+    points = [None, Strike("flush", "at a statement", 3), Strike("flush", "after COMMIT", 1)]
+    points += [Strike("joiner", "before COMMIT", 1)]
+    while len(points) < number:
+        more = [None] * 6
+        more += [Strike("flush", "at a statement", random.randint(1, 60)) for _ in range(5)]
+        more += [Strike("flush", place, random.randint(1, 4)) for place in PLACES[1:] * 2]
+        more += [Strike("claim", random.choice(PLACES), random.randint(1, 7))]
+        more += [Strike("joiner", place, random.randint(1, 2)) for place in PLACES]
+        more += [Strike("evaluator", random.choice(PLACES), random.randint(1, 4))]
+        more += [Strike("housekeeping", random.choice(PLACES), random.randint(1, 4))]
+        random.shuffle(more)
+        points += more
+    return points[:number]
+
+
+def hurry(world):
+    """Let joiner and evaluator take over fast: else none would work between two kills."""
+    world.knobs["trimtab.monitor.joiner:HOLD_MS"] = 1_000
+    world.lease_s = 1.0
+
+
 def killed(world):
-    """`kill -9` at random points."""
-    for _ in range(200 if world.long else 4):
-        world.send(0.9 / (200 if world.long else 4))
-        before = world.claims()
-        monitor = world.start_static()
-        wait_for(lambda seen=before: world.claims() > seen, "a claim")
-        time.sleep(world.random.random() * 0.4)  # and then at any point of its work
-        monitor.kill()
-        world.outcome.struck += 1
+    """`kill -9` at random points: of one process after the other, then of one of two that work side by side."""
+    number = (200 if world.client == "kafka-python" else 100) if world.long else 4
+    hurry(world)
+    producer, beside = world.producer(), None
+    for turn, point in enumerate(points_to_die(world.random, number)):
+        world.hand_over(producer, 0.9 / number)
+        if turn == number * 3 // 5:
+            beside = world.start_static("beside")
+        world.kill(world.start_static(strike=point), point)
+    producer.flush()
+    producer.close()
+    assert beside.stop() == 0
 
 
 def zombie(world):
     """Two replicas; one is stopped, evicted, and wakes up with what it had."""
+    world.knobs["trimtab.store.engine:ABANDONED_S"] = 5
     for _ in range(8 if world.long else 1):
         first = world.start()
         world.send(0.03)
@@ -36,7 +69,7 @@ def zombie(world):
         second = world.start()
         wait_for(lambda: len(world.owners()) == 2, "both own partitions")
         world.send(0.03)
-        first.send(signal.SIGSTOP)
+        world.freeze(first)
         stopped = world.owners()
         world.send(0.03)
         wait_for(lambda was=stopped: len(world.owners()) == 1 and world.owners() < was, "eviction")
@@ -46,6 +79,7 @@ def zombie(world):
         assert second.stop() == 0
         wait_for(lambda: len(world.owners()) == 1, "the one left owns all")
         assert first.stop() == 0
+        world.outcome.told["writes of a zombie refused by a fence"] += first.trace.refused
 
 
 def rebalanced(world):
@@ -65,7 +99,7 @@ def broker_restarted(world):
     """The broker stops in good order, and is killed."""
     world.allowed += ["kafka", "Kafka"]
     world.start()
-    for end in (world.broker.stop, world.broker.kill) * (10 if world.long else 1):
+    for end in (world.broker.stop, world.broker.kill) * (5 if world.long else 1):
         world.send(0.04 if world.long else 0.4)
         world.wait_for_flushes()
         end()
@@ -82,7 +116,7 @@ def database_restarted(world):
         "terminating connection",
     ]
     world.start()
-    for _ in range(15 if world.long else 2):
+    for _ in range(10 if world.long else 2):
         world.send(0.05 if world.long else 0.4)
         world.wait_for_flushes()
         world.server.shut_down()
@@ -107,27 +141,59 @@ def locked_out(world):
                 holder.exec_driver_sql("BEGIN EXCLUSIVE")
             else:
                 holder.exec_driver_sql("LOCK TABLE partitions IN ACCESS EXCLUSIVE MODE")
-            world.send(0.01)
-            wait_for(lambda: "The store is away" in world.said(), "the monitor meets the lock")
+            with world.made_to_say("The store is away"):
+                world.send(0.01)
             if world.store.dialect == "sqlite":
                 holder.exec_driver_sql("ROLLBACK")
                 holder.exec_driver_sql("BEGIN")
         world.outcome.struck += 1
 
 
+FULL = ["database or disk is full", "disk I/O error"]
+
+
 def disk_full(world):
-    """The disk of the database is full for a while."""
+    """The database may not grow for a while: SQLite's own limit of pages says what a full disk says."""
     world.allowed += ["database or disk is full"]
     full = world.folder / "full"
-    world.knobs["full:"] = str(full)
+    world.knobs["full"] = str(full)
     world.start()
     for _ in range(10 if world.long else 1):
         world.send(0.05 if world.long else 0.4)
         world.wait_for_flushes()
-        full.touch()
-        world.send(0.04 if world.long else 0.4)
-        wait_for(lambda: "database or disk is full" in world.said(), "the monitor meets the end")
+        with world.made_to_say("database or disk is full"):
+            full.touch()
+            world.send(0.04 if world.long else 0.4)
         full.unlink()
+        world.outcome.struck += 1
+
+
+def file_system_full(world):
+    """The file system of the database is full for a while."""
+    world.allowed += FULL
+    world.start()
+    for _ in range(10 if world.long else 1):
+        world.send(0.05 if world.long else 0.4)
+        world.wait_for_flushes()
+        with world.disk.filled(world.shrink_wal), world.made_to_say(*FULL):
+            world.send(0.04 if world.long else 0.4)
+        world.outcome.struck += 1
+
+
+def files_limited(world):
+    """The files of the monitor may not grow for a while: the system refuses to write beyond a size."""
+    world.allowed += FULL
+    monitor = world.start()
+    for _ in range(10 if world.long else 1):
+        world.send(0.05 if world.long else 0.4)
+        world.wait_for_flushes()
+        world.shrink_wal()
+        _, most = resource.prlimit(monitor.pid, resource.RLIMIT_FSIZE)
+        size = monitor.log.stat().st_size + 200_000  # it shall still be able to say so
+        with world.made_to_say(*FULL):
+            resource.prlimit(monitor.pid, resource.RLIMIT_FSIZE, (size, most))
+            world.send(0.04 if world.long else 0.4)
+        resource.prlimit(monitor.pid, resource.RLIMIT_FSIZE, (most, most))
         world.outcome.struck += 1
 
 
@@ -181,6 +247,52 @@ def topic_created_again(world):
         world.outcome.struck += 1
         # Where the new log does not reach beyond the old one, the old ledgers say that all is read.
         wait_for(lambda: world.ledgers("inference") == world.outcome.struck + 1, "new ledgers")
+
+
+def cluster_changed(world):
+    """The monitor is pointed at another cluster, whose topics have the same names; it misses nothing there."""
+    world.send(0.3)
+    before = world.start_static()
+    world.settle(world.read())
+    assert before.stop() == 0
+    world.move_to(world.other_broker)
+    world.send(0.6)  # beyond the offsets at which the other one stopped
+    world.outcome.struck += 1
+
+
+def contracts_applied(world):
+    """Contracts change while monitors are killed: a record that is read again is of the same class."""
+    lateness = cycle(("40s", "5s", "1 min", "10s"))
+    sources = cycle((("human", "model"), ("human",)))
+    number = 30 if world.long else 3
+    hurry(world)
+    for point in points_to_die(world.random, number):
+        world.send(0.9 / number)
+        monitor = world.start_static(strike=point)
+        wait_for(lambda one=monitor: one.trace.at_work or not one.process.is_alive(), "some work")
+        changed = replace(
+            LIVE,
+            windows=replace(LIVE.windows, lateness=next(lateness)),
+            labels=replace(LIVE.labels, sources=next(sources)),
+        )
+        apply_contract(world.store, changed, "", "test", 0)
+        world.kill(monitor, point)
+
+
+def answers_lost(world):
+    """Commits are done, and the connection breaks before the answer comes."""
+    world.allowed += ["the answer to COMMIT is lost"]
+    world.knobs["lose answers"] = (0.1, 200 if world.long else 20)
+    world.knobs["trimtab.monitor.app:LONGEST_RESTART_S"] = 1
+    first, second = world.start(), world.start()
+    wait_for(lambda: len(world.owners()) == 2, "both own partitions")
+    for _ in range(10 if world.long else 2):
+        world.send(0.09 if world.long else 0.45)
+    world.send()
+    world.settle(world.read())
+    assert first.stop() == second.stop() == 0
+    world.outcome.struck = sum(one.trace.answers_lost for one in (first, second))
+    assert world.outcome.struck >= (40 if world.long else 4)
 
 
 def log_truncated(world):
@@ -238,12 +350,22 @@ FAULTS = {
     database_restarted: "postgresql",
     locked_out: "both",
     disk_full: "sqlite",
+    file_system_full: "",
+    files_limited: "",
     records_deleted: "sqlite",
     topic_created_again: "postgresql",
+    cluster_changed: "postgresql",
+    contracts_applied: "sqlite",
+    answers_lost: "postgresql",
     log_truncated: "sqlite",
     codec_missing: "postgresql",
 }
-ONLY = {database_restarted: "postgresql", disk_full: "sqlite"}
+ONLY = {
+    database_restarted: "postgresql",
+    disk_full: "sqlite",
+    file_system_full: "sqlite",
+    files_limited: "sqlite",
+}
 """Faults that the other database does not know."""
 FAST = {
     killed: "sqlite",
@@ -281,10 +403,15 @@ def test_a_fault_changes_nothing_that_is_counted(fault, database, client, make_w
         options["broker"] = request.getfixturevalue("own_broker")
     if fault is database_restarted:
         options["server"] = request.getfixturevalue("own_postgres")
+    if fault is cluster_changed:
+        options["other_broker"] = request.getfixturevalue("own_broker")
+    if fault is file_system_full:
+        options["disk"] = request.getfixturevalue("small_disk")
+    if fault is files_limited and not hasattr(resource, "prlimit"):
+        pytest.skip("this system has no prlimit, which limits the files of another process")
     name = fault.__name__.replace("_", " ")
-    fast = client != "kafka-python"
-    world = make_world(f"{name} ({client})" if fast else name, database, **options)
-    world.client = client
+    world = make_world(name, database, client, **options)
     fault(world)
     if world.outcome.recount == "–":
         world.finish()
+    world.outcome.result = "ok"

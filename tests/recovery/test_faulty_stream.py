@@ -6,16 +6,16 @@ What Kafka cannot show in a short time: many orders of events, each compared wit
 import time
 from contextlib import contextmanager
 from random import Random
+from threading import Barrier, Event, Thread
 
-import msgspec
 import pytest
 from faults.recount import Log, Record, differences, recount
 from faults.stream import LABEL_PARTITIONS, LIVE, MODELS, PARTITIONS, STEP_MS, poison, stream
+from faults.world import contracts_in_force
 from msgspec.structs import replace
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from trimtab.contracts.model import Contract
 from trimtab.events.types import Inference
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
@@ -52,7 +52,7 @@ def send(log, messages):
         log.append(Partition(one.role, one.partition), one.value, one.timestamp, list(one.headers))
 
 
-def member(store, log, owner, poll=100):
+def member(store, log, owner, poll=100, places=PLACES):
     clock = [0.0]
 
     def monotonic():
@@ -62,7 +62,7 @@ def member(store, log, owner, poll=100):
     source = MemorySource(log, poll)
     ingest = Ingest(store, source, ROLES, owner, monotonic=monotonic)
     ingest.start()
-    source.assign(*PLACES)
+    source.assign(*places)
     return ingest
 
 
@@ -92,25 +92,9 @@ def assert_equals_recount(store, log):
         )
         for place in sorted(PLACES, key=lambda p: ids[p])
     ]
-    with store.read() as connection:
-        revisions = connection.execute(
-            select(t.contract_activations).order_by(t.contract_activations.c.from_offset)
-        ).all()
-        bodies = {
-            (row.model, row.revision): msgspec.json.decode(row.body, type=Contract)
-            for row in connection.execute(select(t.contracts))
-        }
-
-    def contract_at(partition_id, model, offset):
-        found = None
-        for row in revisions:
-            if (row.partition_id, row.model) == (partition_id, model) and row.from_offset <= offset:
-                found = bodies[model, row.revision]
-        return found
-
     cuts = {name: active_cuts(store, name) for name in load_contracts(store)}
     models = [row.contract for row in load_contracts(store).values()]
-    assert differences(store, recount(logs, contract_at, cuts), models) == []
+    assert differences(store, recount(logs, contracts_in_force(store), cuts), models) == []
 
 
 def test_every_kind_of_poison_has_its_reason_by_the_recount_too(store):
@@ -187,6 +171,54 @@ def test_a_lost_answer_to_commit_is_learned_from_the_row(store, monkeypatch):
         ingest.step(0)
     assert lost[0] == 20
     drain(store, ingest, "one")
+    assert_equals_recount(store, log)
+
+
+def test_rows_and_labels_of_two_replicas_at_the_same_moment_all_meet(store, store_url):
+    """One replica has the rows, the other the labels; they flush at once, and a joiner merges meanwhile."""
+    log = MemoryLog()
+    send(log, stream(600, seed=11))
+    rows = [place for place in PLACES if place.topic != "labels"]
+    labels = [place for place in PLACES if place.topic == "labels"]
+    together, failed = Barrier(2, timeout=DEADLINE_S), []
+    done = Event()
+
+    def replica(owner, places):
+        own = open_store(store_url)
+        try:
+            ingest = member(own, log, owner, poll=20, places=places)
+            for _ in range(60):
+                together.wait()
+                ingest.step(0)
+        except Exception as error:  # noqa: BLE001 - it is told in the test's thread
+            failed.append(error)
+            together.abort()
+        finally:
+            own.close()
+
+    def joins():
+        own = open_store(store_url)
+        joiner = Joiner(own, "joiner")
+        try:
+            while not done.is_set():
+                joiner.tick(0)
+            joiner.stop()
+        except Exception as error:  # noqa: BLE001 - it is told in the test's thread
+            failed.append(error)
+        finally:
+            own.close()
+
+    threads = [Thread(target=replica, args=each) for each in (("rows", rows), ("labels", labels))]
+    merging = Thread(target=joins)
+    for thread in (*threads, merging):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    merging.join()
+    assert failed == []
+    assert {e.owner for e in ledger(store)} == {"rows", "labels"}
+    drain(store, member(store, log, "last"), "last")
     assert_equals_recount(store, log)
 
 

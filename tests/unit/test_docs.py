@@ -113,6 +113,33 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     ]
 
 
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_page_of_faults_names_exists() -> None:
+    named = [
+        token.split("::") for token in CODE.findall(prose(DOCS / "faults.md")) if "::" in token
+    ]
+    assert len(named) > 30
+    for path, name in named:
+        code = located(path)
+        assert code is not None, path
+        assert f"def {name}(" in code.read_text("utf-8"), name
+
+
+def test_the_page_of_faults_has_a_line_for_each() -> None:
+    tree = ast.parse((ROOT / "tests/recovery/test_faults.py").read_text("utf-8"))
+    (table,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAULTS"
+    )
+    assert isinstance(table, ast.Dict)
+    page = (DOCS / "faults.md").read_text("utf-8")
+    names = [ast.unparse(key).replace("_", " ") for key in table.keys if key is not None]
+    assert [name for name in names if f"\n| {name} |" not in page] == []
+
+
 # --- glossary -------------------------------------------------------------------------------------
 
 TERM = re.compile(r"^\| ([^|`]+) \| `([^`]+)` \| (.+) \|$", re.MULTILINE)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import msgspec
 from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from faults.recount import Log, Record, differences, recount
 from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
+from faults.strike import read_trace, watch
+from trimtab.contracts.model import Contract
+from trimtab.monitor.verify import verify_verdict
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.ledger import ledger
@@ -29,6 +36,12 @@ from trimtab.store.models import active_cuts, apply_contract, load_contracts
 from trimtab.store.settled import under_way
 
 DEADLINE_S = 120
+GATHERING = "the baseline was still being gathered then, and has grown since"
+"""What is said of the first windows of a model, whose baseline is not kept as it was then."""
+VERDICTS = 30
+"""How many verdicts are recomputed at the end."""
+STRIKE_S = 5
+"""How long a monitor may take to come to the point at which it is to die."""
 # A process forked from one that has imported the monitor starts in milliseconds, and dies like any other.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["faults.world", "trimtab.monitor.app"])
@@ -40,11 +53,15 @@ class Outcome:
 
     fault: str
     database: str
+    client: str = "kafka-python"
     rows: int = 0
     struck: int = 0
     """How often the fault struck: kills, restarts, lock-outs."""
+    told: Counter = field(default_factory=Counter)
+    """What more there is to tell of it, such as where the kills struck."""
     ledger: str = "–"
     recount: str = "–"
+    result: str = "FAILED"
     seconds: float = 0.0
 
 
@@ -64,6 +81,7 @@ def run_child(settings, log, knobs):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    faulthandler.enable()  # what a crash inside a library was doing
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -73,12 +91,13 @@ def run_child(settings, log, knobs):
     from trimtab.settings import Settings
 
     logs.set_up("warning", "json")
+    knobs = dict(knobs)
+    watch(f"{log}.trace", knobs.pop("strike", None), knobs.pop("lose answers", None))
+    if "full" in knobs:
+        _fill_while(knobs.pop("full"))
     for place, value in knobs.items():
         module, _, name = place.partition(":")
-        if name:
-            setattr(importlib.import_module(module), name, value)
-        else:
-            _fill_while(value)
+        setattr(importlib.import_module(module), name, value)
     try:
         run_monitor(Settings.model_validate(settings), stop, lambda: None)
     except TrimtabError as error:
@@ -123,6 +142,17 @@ class Monitor:
         assert self.process.exitcode is not None, f"the monitor did not end within {DEADLINE_S} s"
         return self.process.exitcode
 
+    def is_stopped(self):
+        """Whether a SIGSTOP has reached all of it."""
+        asked = ["ps", "-o", "state=", "-p", str(self.pid)]
+        state = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return state.strip().startswith("T")
+
+    @property
+    def trace(self):
+        """What it has done and is doing, or was when it died."""
+        return read_trace(f"{self.log}.trace")
+
     def errors(self):
         """What it has logged as an error."""
         if not self.log.exists():
@@ -141,10 +171,34 @@ class Monitor:
         return found
 
 
+def contracts_in_force(store):
+    """Return what tells the contract of (partition id, model, offset), as the store has recorded it."""
+    with store.read() as connection:
+        activations = connection.execute(
+            select(t.contract_activations).order_by(t.contract_activations.c.from_offset)
+        ).all()
+        bodies = {
+            (row.model, row.revision): msgspec.json.decode(row.body, type=Contract)
+            for row in connection.execute(select(t.contracts))
+        }
+
+    def contract_at(partition_id, model, offset):
+        found = None
+        for row in activations:
+            if (row.partition_id, row.model) == (partition_id, model) and row.from_offset <= offset:
+                found = bodies[model, row.revision]
+        return found
+
+    return contract_at
+
+
 class World:
     """Everything a fault can do something to."""
 
-    def __init__(self, *, broker, url, folder, outcome, rows, seed=1, topic_configs=()):
+    def __init__(
+        self, *, broker, url, folder, outcome, rows, seed=1, topic_configs=(), other_broker=None
+    ):
+        self.other_broker = other_broker
         self.broker, self.url, self.folder, self.outcome = broker, url, Path(folder), outcome
         self.random = Random(seed)
         self.name = f"f{uuid.uuid4().hex[:10]}"
@@ -171,7 +225,9 @@ class World:
         self.knobs: dict[str, object] = {}
         self.codec: str | None = None
         self.client = "kafka-python"
+        self.lease_s = 3.0
         self.long = False
+        self.disk = None
         self.began_s = time.monotonic()
 
     # --- topics and messages ----------------------------------------------------------------------
@@ -205,30 +261,37 @@ class World:
         finally:
             admin.close()
 
-    def send(self, share=1.0):
-        """Send the next part of the stream (a share of the whole) and wait until the broker has it."""
+    def producer(self):
         from kafka import KafkaProducer
 
-        until = min(len(self.messages), self.sent + int(share * len(self.messages)) + 1)
-        producer = KafkaProducer(
+        return KafkaProducer(
             bootstrap_servers=self.broker.bootstrap,
             linger_ms=5,
             max_request_size=4_000_000,
             compression_type=self.codec,
         )
+
+    def send(self, share=1.0):
+        """Send the next part of the stream (a share of the whole) and wait until the broker has it."""
+        producer = self.producer()
         try:
-            for one in self.messages[self.sent : until]:
-                producer.send(
-                    self.topic[one.role],
-                    partition=one.partition,
-                    key=b"k",
-                    value=one.value,
-                    headers=list(one.headers),
-                    timestamp_ms=one.timestamp,
-                )
+            self.hand_over(producer, share)
             producer.flush(timeout=DEADLINE_S)
         finally:
             producer.close()
+
+    def hand_over(self, producer, share):
+        """Give the next part of the stream to a producer, which sends it in its own time."""
+        until = min(len(self.messages), self.sent + int(share * len(self.messages)) + 1)
+        for one in self.messages[self.sent : until]:
+            producer.send(
+                self.topic[one.role],
+                partition=one.partition,
+                key=b"k",
+                value=one.value,
+                headers=list(one.headers),
+                timestamp_ms=one.timestamp,
+            )
         self.sent = until
 
     def read(self, roles=("inference", "labels", "resources")):
@@ -262,14 +325,25 @@ class World:
             consumer.close()
         return {tuple(part): end for part, end in ends.items()}
 
-    def create_again(self, *roles):
-        """Delete topics and create them anew, under the same names."""
+    def take_leave_of(self, names):
+        """Read topics to their ends for the recount, before they are gone."""
         self.read()
         pids = {(e.topic, e.partition): e.partition_id for e in self.entries()}
-        names = [self.topic[role] for role in roles]
         for place in [p for p in self.kept if p[0] in names]:
             records = [record for _, record in sorted(self.kept.pop(place).items())]
             self.former.append(Log(pids[place], self.role[place[0]], records))
+
+    def move_to(self, broker):
+        """Go on in another cluster, in topics of the same names."""
+        self.take_leave_of(list(self.role))
+        self.broker = broker
+        self.make_topics(*self.partitions)
+        self._create(f"{self.name}.outcomes", 1)
+
+    def create_again(self, *roles):
+        """Delete topics and create them anew, under the same names."""
+        names = [self.topic[role] for role in roles]
+        self.take_leave_of(names)
         admin = self.admin()
         try:
             admin.delete_topics(names)
@@ -303,7 +377,7 @@ class World:
                 "resource_topics": [self.topic["resources"]],
                 "consumer": {"session_timeout_ms": 6_000, "heartbeat_interval_ms": 500, **consumer},
             },
-            "monitor": {"flush_s": 0.2, "poll_records": 200, "lease_s": 3},
+            "monitor": {"flush_s": 0.2, "poll_records": 200, "lease_s": self.lease_s},
         }
 
     def start(self, knobs=(), **consumer):
@@ -312,9 +386,51 @@ class World:
         self.monitors.append(monitor)
         return monitor
 
-    def start_static(self):
-        """Start one that takes over at once from a killed one."""
-        return self.start(group_instance_id="static")
+    def start_static(self, name="static", **knobs):
+        """Start one that takes over at once from a killed one of the same name."""
+        return self.start(knobs, group_instance_id=name)
+
+    def kill(self, monitor, strike=None):
+        """`kill -9` one that is at work: at a moment of the next second, or where `strike` says it dies.
+
+        A point that a monitor does not come to within some seconds (there is nothing to judge, say) becomes
+        a moment. Of those by the clock, one in three is counted from the claim, the others from the first flush.
+        """
+        early = strike or self.random.random() < 1 / 3
+
+        def busy():
+            trace = monitor.trace
+            return trace.at_work if early else trace.commits["flush"]
+
+        wait_for(lambda: not monitor.process.is_alive() or busy(), "something to kill")
+        limit_s = STRIKE_S if strike else self.random.random() * 0.6
+        deadline = time.monotonic() + limit_s
+        while monitor.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        monitor.kill()
+        trace = monitor.trace
+        code = monitor.process.exitcode
+        assert code == -signal.SIGKILL, f"ended by itself with {code}\n{self.said()}"
+        assert trace.at_work
+        self.outcome.struck += 1
+        stored = ", had flushed" if trace.commits["flush"] else ""
+        where = f"{strike.kind} {strike.place}" if trace.struck else f"any moment, {trace.doing}"
+        self.outcome.told[where + stored] += 1
+
+    def freeze(self, monitor):
+        """Stop a process in the middle of what it does.
+
+        On SQLite not inside a write transaction: it would hold the only write lock for as long as it is
+        stopped, and nobody could take over. PostgreSQL frees it after `ABANDONED_S`.
+        """
+        while True:
+            monitor.send(signal.SIGSTOP)
+            wait_for(monitor.is_stopped, "the stop")
+            if self.store.dialect != "sqlite" or not monitor.trace.writing:
+                self.outcome.told[f"stopped, {monitor.trace.doing}"] += 1
+                return
+            monitor.send(signal.SIGCONT)
+            time.sleep(self.random.random() * 0.02)  # and then at another moment
 
     def entries(self):
         return ledger(self.store)
@@ -339,6 +455,33 @@ class World:
     def wait_for_flushes(self, more=1):
         before = self.flushed()
         wait_for(lambda: self.flushed() >= before + more, f"{more} flushes")
+
+    @contextmanager
+    def made_to_say(self, *words):
+        """Do the block, then wait until a monitor says one of these words that it had not said before."""
+        heard = {m.log: m.log.stat().st_size for m in self.monitors if m.log.exists()}
+
+        def said():
+            for log in (m.log for m in self.monitors if m.log.exists()):
+                text = log.read_bytes()[heard.get(log, 0) :].decode()
+                if any(word in text for word in words):
+                    return True
+            return False
+
+        yield
+        wait_for(said, f"the words {' or '.join(words)}")
+
+    def shrink_wal(self):
+        """Bring SQLite's log of writes into the database, so that the next write makes its file grow."""
+
+        def shrunk():
+            with self.store.engine.connect() as connection:
+                connection.exec_driver_sql("ROLLBACK")  # every connection begins a transaction
+                busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+                connection.exec_driver_sql("BEGIN")
+                return not busy
+
+        wait_for(shrunk, "the checkpoint")
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -379,7 +522,7 @@ class World:
         )
 
     def finish(self):
-        """Send the rest, wait for the end, and check the four things."""
+        """Send the rest, wait for the end, and check all that must hold."""
         if self.sent < len(self.messages):
             self.send()
         ends = self.read()
@@ -394,9 +537,12 @@ class World:
         problems = [problem for e in entries for problem in e.balance()]
         self.outcome.ledger = "balances" if not problems else "DOES NOT BALANCE"
         assert problems == []
-        problems = differences(self.store, self.expected(), MODELS)
+        models = [row.contract for row in load_contracts(self.store).values()]
+        problems = differences(self.store, self.expected(), models)
         self.outcome.recount = "equal" if not problems else "DIFFERS"
         assert problems == [], "\n".join(text[:2_000] for text in problems[:6])
+        problems = self.unconfirmed()
+        assert problems == [], "\n".join(problems)
         unexpected = [
             f"{monitor.log.name}: {text}"
             for monitor in self.monitors
@@ -404,6 +550,20 @@ class World:
             if not any(word in text for word in self.allowed)
         ]
         assert unexpected == [], "\n".join(text[:2_000] for text in unexpected[:5])
+
+    def unconfirmed(self):
+        """Recompute some of the verdicts that stand; return what is said of those that come out otherwise."""
+        with self.store.read() as connection:
+            standing = connection.scalars(select(t.verdicts.c.id).where(t.verdicts.c.latest)).all()
+        assert standing
+        some = self.random.sample(standing, min(len(standing), VERDICTS))
+        told = [verify_verdict(self.store, one) for one in some]
+        assert any(one.confirmed for one in told)
+        return [
+            f"verdict {one.verdict}: {one.said}"
+            for one in told
+            if not one.confirmed and one.parts != [GATHERING]
+        ]
 
     def expected(self):
         """Recount what is in the topics, and what was in those that are gone."""
@@ -417,13 +577,12 @@ class World:
             lost = connection.execute(
                 select(t.losses.c.partition_id, t.losses.c.from_offset, t.losses.c.to_offset)
             ).all()
-        contracts = {name: row.contract for name, row in load_contracts(self.store).items()}
         for log in logs:
             gone = [(a, b) for pid, a, b in lost if pid == log.partition_id]
             log.records = [r for r in log.records if not any(a <= r.offset < b for a, b in gone)]
         logs.sort(key=lambda log: log.partition_id)
-        cuts = {name: active_cuts(self.store, name) for name in contracts}
-        return recount(logs, lambda _pid, model, _offset: contracts.get(model), cuts)
+        cuts = {name: active_cuts(self.store, name) for name in load_contracts(self.store)}
+        return recount(logs, contracts_in_force(self.store), cuts)
 
     def close(self):
         for monitor in self.monitors:
