@@ -32,7 +32,7 @@ from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, contracts_digest, load_contracts
-from trimtab.store.panes import first_start_ms, mark_rows, starts_with_rows, watermark
+from trimtab.store.panes import first_start_ms, starts_with_rows
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
@@ -43,6 +43,7 @@ from trimtab.store.verdicts import (
     save_progress,
     windows_ending,
 )
+from trimtab.store.watermarks import mark_rows, watermark
 from trimtab.windows.panes import start_of
 from trimtab.windows.watermark import Watermark
 
