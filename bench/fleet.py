@@ -12,24 +12,21 @@ included, to its stored verdict, with ingest and evaluator in turn in one thread
 are answered in this process: medians of wall-clock milliseconds.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import rig
 from litestar.testing import TestClient
 from sqlalchemy import func, select
 
-from trimtab.alerts.delivery import Message, Relay
+from trimtab.alerts.delivery import Relay
 from trimtab.api.app import create_app
 from trimtab.clock import now_ms
-from trimtab.contracts.model import Alarms, Contract, Feature, Prediction, Reference, Windows
+from trimtab.contracts.model import Contract, Reference, Windows
 from trimtab.events.types import Inference
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import RETENTION_EVERY_MS, Housekeeping
@@ -39,10 +36,10 @@ from trimtab.records import Role
 from trimtab.settings import load
 from trimtab.source import Partition
 from trimtab.store import overview
-from trimtab.store.engine import Store, open_store
+from trimtab.store.engine import Store
 from trimtab.store.keys import create_key
 from trimtab.store.models import apply_contract
-from trimtab.store.tables import metadata, verdicts
+from trimtab.store.tables import verdicts
 from trimtab.testing.log import MemoryLog, MemorySource
 
 MODELS, QUICK_MODELS, ACTIVE = 2_000, 200, 20
@@ -52,52 +49,16 @@ TICKS, EVERY_S = 20, 0.25
 IN = Partition("in", 0)
 
 
-class _Nowhere:
-    """Takes what the relay publishes."""
-
-    def publish(self, messages: list[Message]) -> list[str | None]:
-        """Take all."""
-        return [None] * len(messages)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 def contract(number: int) -> Contract:
     """Return the contract of one model; the first ACTIVE have short windows."""
-    return Contract(
-        name=f"model-{number:04d}",
-        task="binary",
-        features={f"f{k}": Feature(kind="number") for k in range(FEATURES)},
-        prediction=Prediction(classes=("a", "b")),
-        windows=Windows(
-            length="2s" if number < ACTIVE else "1h",
-            out_of_order="200 ms",
-            lateness="10s",
-            min_rows=10,
-        ),
-        reference=Reference(rows=FIRST_ROWS, windows=2),
-        alarms=Alarms(rules=("psi(f0) > 0.25 in 2 of 3",)),
+    windows = Windows(
+        length="2s" if number < ACTIVE else "1h",
+        out_of_order="200 ms",
+        lateness="10s",
+        min_rows=10,
     )
-
-
-def rss_mib() -> float:
-    """Resident memory of this process, MiB."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return round(int(line.split()[1]) / 1024, 1)
-
-
-def cpu_ms(act: Callable[[], Any]) -> float:
-    """CPU milliseconds of this process for one call."""
-    began = time.process_time()
-    act()
-    return 1_000 * (time.process_time() - began)
-
-
-def middle(values: list[float]) -> float:
-    """Return the median, rounded."""
-    return round(statistics.median(values), 2)
+    reference = Reference(rows=FIRST_ROWS, windows=2)
+    return rig.two_classes(f"model-{number:04d}", FEATURES, windows, reference)
 
 
 class Fleet:
@@ -146,10 +107,10 @@ class Fleet:
 
 def housekeeping_ms(store: Store) -> float:
     """CPU of one round of retention over models of which nothing is old."""
-    house = Housekeeping(store, "bench", Relay(store, _Nowhere(), "trimtab", {}))
+    house = Housekeeping(store, "bench", Relay(store, rig.Nowhere(), "trimtab", {}))
     while house.tick(now_ms()):
         pass
-    spent = cpu_ms(lambda: house.tick(now_ms() + RETENTION_EVERY_MS + 1_000))
+    spent = rig.cpu_ms(lambda: house.tick(now_ms() + RETENTION_EVERY_MS + 1_000))
     house.close()
     return round(spent, 1)
 
@@ -167,9 +128,9 @@ def delays(fleet: Fleet, seconds: float) -> dict[str, Any]:
         for number in range(min(ACTIVE, fleet.models)):
             fleet.send(number, rows, at_ms)
         sent_ms = at_ms
-        steps.append(cpu_ms(lambda: fleet.ingest.step(0)))
+        steps.append(rig.cpu_ms(lambda: fleet.ingest.step(0)))
         fleet.joiner.tick(now_ms())
-        ticks.append(cpu_ms(lambda: fleet.evaluator.tick(now_ms())))
+        ticks.append(rig.cpu_ms(lambda: fleet.evaluator.tick(now_ms())))
         stored_ms = now_ms()
         with fleet.store.read() as connection:
             new = connection.execute(
@@ -187,8 +148,8 @@ def delays(fleet: Fleet, seconds: float) -> dict[str, Any]:
     if not late_s:
         raise SystemExit("No window was judged: the machine is too busy to say anything.")
     return {
-        "tick_active_ms": middle(ticks),
-        "step_active_ms": middle(steps),
+        "tick_active_ms": rig.middle(ticks),
+        "step_active_ms": rig.middle(steps),
         "verdicts_active": len(late_s),
         "delay_p50_s": round(float(np.quantile(late_s, 0.5)), 3),
         "delay_p99_s": round(float(np.quantile(late_s, 0.99)), 3),
@@ -198,13 +159,13 @@ def delays(fleet: Fleet, seconds: float) -> dict[str, Any]:
 def refreshes(fleet: Fleet) -> dict[str, Any]:
     """CPU of looking for changed contracts, by the ingest."""
     knowledge = fleet.ingest.knowledge
-    same = [cpu_ms(knowledge.refresh) for _ in range(5)]
+    same = [rig.cpu_ms(knowledge.refresh) for _ in range(5)]
     changed = []
     for number in range(5):
         one = msgspec.structs.replace(contract(number + ACTIVE), team=f"team-{number}")
         apply_contract(fleet.store, one, "", "bench", now_ms())
-        changed.append(cpu_ms(knowledge.refresh))
-    return {"refresh_ms": middle(same), "refresh_changed_ms": middle(changed)}
+        changed.append(rig.cpu_ms(knowledge.refresh))
+    return {"refresh_ms": rig.middle(same), "refresh_changed_ms": rig.middle(changed)}
 
 
 def answers(store: Store, folder: Path) -> dict[str, Any]:
@@ -212,11 +173,6 @@ def answers(store: Store, folder: Path) -> dict[str, Any]:
     _, secret = create_key(store, "bench", Role.VIEWER, "*", now_ms())
     settings = load({"data_dir": str(folder)}, environ={}).settings
     headers = {"Authorization": f"Bearer {secret}"}
-
-    def wall_ms(act: Callable[[], Any]) -> float:
-        began = time.perf_counter()
-        act()
-        return 1_000 * (time.perf_counter() - began)
 
     result = {}
     with TestClient(create_app(store, settings)) as client:
@@ -233,21 +189,20 @@ def answers(store: Store, folder: Path) -> dict[str, Any]:
                     raise SystemExit(f"{path} answered {answer.status_code}.")
 
             ask()
-            result[name] = middle([wall_ms(ask) for _ in range(5)])
-    result["status_command_ms"] = middle(
-        [wall_ms(lambda: overview.fleet(store, limit=overview.PAGE_MAX)) for _ in range(5)]
+            result[name] = rig.middle([rig.wall_ms(ask) for _ in range(5)])
+    result["status_command_ms"] = rig.middle(
+        [rig.wall_ms(lambda: overview.fleet(store, limit=overview.PAGE_MAX)) for _ in range(5)]
     )
-    result["fleet_counts_ms"] = middle(
-        [wall_ms(lambda: overview.fleet_counts(store)) for _ in range(5)]
+    result["fleet_counts_ms"] = rig.middle(
+        [rig.wall_ms(lambda: overview.fleet_counts(store)) for _ in range(5)]
     )
     return result
 
 
 def measure(folder: Path, models: int, seconds: float) -> dict[str, Any]:
     """Set the fleet up and measure it."""
-    store = open_store(f"sqlite:///{folder / 'bench.db'}")
-    metadata.create_all(store.engine)
-    before_mib = rss_mib()
+    store = rig.made_store(folder)
+    before_mib = rig.rss_mib()
     fleet = Fleet(store, models)
     an_hour_ago_ms = now_ms() - HOUR_MS
     for number in range(models):
@@ -257,23 +212,23 @@ def measure(folder: Path, models: int, seconds: float) -> dict[str, Any]:
     fleet.log.drop_before(IN, fleet.log.ends[IN])
     time.sleep(0.5)  # a moment for the clock: the next ticks are idle ones
     fleet.settle()
-    idle = [cpu_ms(lambda: fleet.evaluator.tick(now_ms())) for _ in range(TICKS)]
-    joins = [cpu_ms(lambda: fleet.joiner.tick(now_ms())) for _ in range(TICKS)]
-    reads = [cpu_ms(lambda: fleet.ingest.step(0)) for _ in range(TICKS)]
+    idle = [rig.cpu_ms(lambda: fleet.evaluator.tick(now_ms())) for _ in range(TICKS)]
+    joins = [rig.cpu_ms(lambda: fleet.joiner.tick(now_ms())) for _ in range(TICKS)]
+    reads = [rig.cpu_ms(lambda: fleet.ingest.step(0)) for _ in range(TICKS)]
     fleet.evaluator.close()
     looks = Evaluator(store, "bench", skip_quiet=False)
     looks.tick(now_ms())
-    every = [cpu_ms(lambda: looks.tick(now_ms())) for _ in range(2)]
+    every = [rig.cpu_ms(lambda: looks.tick(now_ms())) for _ in range(2)]
     looks.close()
     result: dict[str, Any] = {
         "models": models,
         "active": min(ACTIVE, models),
-        "rss_before_mib": before_mib,
-        "rss_mib": rss_mib(),
-        "tick_idle_ms": middle(idle),
-        "tick_idle_all_ms": middle(every),
-        "joiner_idle_ms": middle(joins),
-        "step_idle_ms": middle(reads),
+        "rss_before_mib": round(before_mib, 1),
+        "rss_mib": round(rig.rss_mib(), 1),
+        "tick_idle_ms": rig.middle(idle),
+        "tick_idle_all_ms": rig.middle(every),
+        "joiner_idle_ms": rig.middle(joins),
+        "step_idle_ms": rig.middle(reads),
     }
     fleet.settle()
     result |= delays(fleet, seconds)
@@ -287,18 +242,10 @@ def measure(folder: Path, models: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_MODELS} models")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    asked = rig.options(__doc__, f"{QUICK_MODELS} models").parse_args()
     models, seconds = (QUICK_MODELS, 8.0) if asked.quick else (MODELS, 60.0)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), models, seconds)
-    if asked.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:22} {value}")
+        rig.show(measure(Path(folder), models, seconds), as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ which ours and the loops beside it take turns on the same topic: read ratios, an
 nothing with the events".
 
     bare        kafka-python: poll, count the records
-    bare+decode confluent-kafka: poll, read the headers, decode with msgspec as we do; for Arrow, pyarrow
+    bare+decode confluent-kafka: poll, read the headers, decode with msgspec into the published event types
+                (`trimtab.events.types`); for Arrow, pyarrow. What a consumer of these events would write.
+    bare+typed  the same with the decoder that the monitor builds from the contract, a third cheaper
     ours        Source, decode, columns, dedupe, counts, label runs, samples: everything up to the commit
 """
 
@@ -16,6 +18,7 @@ import json
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +57,9 @@ def bare_kafka_python(task: dict[str, Any]) -> float:
 
 def bare_confluent(task: dict[str, Any]) -> float:
     """CPU seconds of confluent-kafka to poll, read headers and decode."""
-    import msgspec
     from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-    from trimtab.monitor.views import ModelView
-
-    decoder = ModelView(1, rig.contract(task["features"])).decoder
-    readers = {
-        "bare": decoder._decode_row,  # noqa: SLF001 - the msgspec decoder itself
-        "binary": decoder._decode_row,  # noqa: SLF001
-        "structured": decoder._decode_structured,  # noqa: SLF001
-        "json": decoder._decode_structured,  # noqa: SLF001
-        "arrow": _read_arrow,
-        "any": msgspec.json.Decoder().decode,
-    }
-    read = readers[task["form"]]
+    read = _typed_reader(task) if task["role"] == "bare+typed" else _published_reader(task)
     consumer = Consumer(
         {
             "bootstrap.servers": task["bootstrap"],
@@ -90,6 +81,29 @@ def bare_confluent(task: dict[str, Any]) -> float:
     return spent
 
 
+def _published_reader(task: dict[str, Any]) -> Callable[[bytes], Any]:
+    """Return the msgspec decoder of the event types."""
+    from trimtab.events import cloudevents, types
+
+    decoders = cloudevents._DECODERS  # noqa: SLF001 - the msgspec decoders themselves
+    return {
+        "bare": decoders[types.INFERENCE_TYPE].decode,
+        "binary": decoders[types.INFERENCE_TYPE].decode,
+        "structured": cloudevents._ENVELOPES.decode,  # noqa: SLF001
+        "json": cloudevents._ENVELOPES.decode,  # noqa: SLF001
+        "arrow": _read_arrow,
+    }[task["form"]]
+
+
+def _typed_reader(task: dict[str, Any]) -> Callable[[bytes], Any]:
+    """Return the msgspec decoder of the contract's model."""
+    from trimtab.monitor.views import ModelView
+
+    decoder = ModelView(1, rig.contract(task["features"])).decoder
+    structured = task["form"] in ("structured", "json")
+    return decoder._decode_structured if structured else decoder._decode_row  # noqa: SLF001
+
+
 def _read_arrow(value: bytes) -> Any:
     import pyarrow as pa
 
@@ -98,6 +112,7 @@ def _read_arrow(value: bytes) -> Any:
 
 def monitor(task: dict[str, Any]) -> float:
     """CPU seconds of our ingest loop to read, count and commit every message."""
+    from trimtab.monitor.app import collect_rarely
     from trimtab.monitor.ingest import Ingest
     from trimtab.settings import KafkaSettings
     from trimtab.sources import open_source
@@ -114,6 +129,7 @@ def monitor(task: dict[str, Any]) -> float:
     kafka = KafkaSettings(bootstrap=task["bootstrap"], client=task["client"])
     source = open_source(kafka, uuid.uuid4().hex, POLL)
     ingest = Ingest(store, source, {task["topic"]: "inference"}, "bench")
+    collect_rarely()
     ingest.start()
 
     def until(messages: int) -> int:
@@ -136,7 +152,12 @@ def monitor(task: dict[str, Any]) -> float:
     return spent
 
 
-ROLES = {"bare": bare_kafka_python, "bare+decode": bare_confluent, "ours": monitor}
+ROLES = {
+    "bare": bare_kafka_python,
+    "bare+decode": bare_confluent,
+    "bare+typed": bare_confluent,
+    "ours": monitor,
+}
 
 
 # --- rounds -------------------------------------------------------------------------------------------
@@ -199,6 +220,7 @@ def singles(bench: Bench, count: int, features: int, *, everything: bool) -> dic
         wanted = [
             ("bare", "bare", ""),
             ("bare+decode", "bare+decode", ""),
+            ("bare+typed", "bare+typed", ""),
             ("kafka-python", "ours", "kafka-python/sqlite"),
             ("confluent-kafka", "ours", "confluent-kafka/sqlite"),
         ]
@@ -243,6 +265,7 @@ def figures(table: dict[str, dict[str, float]]) -> dict[str, float]:
             headers = "5_headers" if "5 headers" in title else "0_headers"
             found[f"json_vs_bare_kafka_python_{headers}"] = us["bare"] / us["kafka-python"]
             found[f"json_vs_bare_librdkafka_{headers}"] = us["bare+decode"] / us["confluent-kafka"]
+            found[f"json_vs_typed_librdkafka_{headers}"] = us["bare+typed"] / us["confluent-kafka"]
             found[f"json_events_per_s_per_core_{headers}"] = 1e6 / us["confluent-kafka"]
         if title.startswith("500 rows"):
             form = "" if "json" in title else "arrow_"

@@ -9,13 +9,9 @@ the flush (at least twice per pane), the evaluator's tick and the verdict take. 
 the baseline, are left out. Wall-clock times: run it on a machine that does nothing else.
 """
 
-import argparse
 import contextlib
-import importlib.util
-import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -24,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rig
 from sqlalchemy import func, select
 
 from trimtab.clock import now_ms
-from trimtab.contracts.model import Alarms, Contract, Feature, Prediction, Reference, Windows
+from trimtab.contracts.model import Reference, Windows
 from trimtab.monitor.app import run_monitor
 from trimtab.settings import load
 from trimtab.store.engine import Store, open_store
@@ -39,47 +36,16 @@ FEATURES, PARTITIONS = 5, 4
 WINDOW_MS, OUT_OF_ORDER_MS = 2_000, 200
 FIRST_WINDOWS = 4
 START_LIMIT_S = 60.0
-CONTRACT = Contract(
-    name="m",
-    task="binary",
-    features={f"f{k}": Feature(kind="number") for k in range(FEATURES)},
-    prediction=Prediction(classes=("a", "b")),
-    windows=Windows(length="2s", pane="2s", lateness="10s", out_of_order="200 ms", min_rows=50),
-    reference=Reference(rows=1_000, windows=2),
-    alarms=Alarms(rules=("psi(f0) > 0.25 in 2 of 3",)),
+CONTRACT = rig.two_classes(
+    "m",
+    FEATURES,
+    Windows(length="2s", pane="2s", lateness="10s", out_of_order="200 ms", min_rows=50),
+    Reference(rows=1_000, windows=2),
 )
-
-
-def broker_tools() -> Any:
-    """Load deploy/kafka/broker.py, which is a script."""
-    path = Path(__file__).resolve().parent.parent / "deploy" / "kafka" / "broker.py"
-    spec = importlib.util.spec_from_file_location("trimtab_deploy_kafka_broker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_topics(bootstrap: str) -> None:
-    """Make the topics that the monitor reads and writes."""
-    from kafka import KafkaAdminClient
-    from kafka.admin import NewTopic
-
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    names = ("inference", "labels", "resources", "outcomes", "traffic")
-    admin.create_topics(
-        [
-            NewTopic(
-                name=f"trimtab.{name}",
-                num_partitions=PARTITIONS if name == "inference" else 1,
-                replication_factor=1,
-            )
-            for name in names
-        ]
-    )
-    admin.close()
+TOPICS = {
+    f"trimtab.{name}": PARTITIONS if name == "inference" else 1
+    for name in ("inference", "labels", "resources", "outcomes", "traffic")
+}
 
 
 def monitor(flags: dict[str, Any], stop: Event, ready: Event) -> None:
@@ -147,22 +113,21 @@ def found(store: Store, expected_end_ms: int, limit_s: float) -> list[tuple[int,
 
 def measure(folder: Path, per_second: int, seconds: int) -> dict[str, Any]:
     """Run broker, monitor and producer; return the figures."""
-    tools = broker_tools()
     url = f"sqlite:///{folder / 'bench.db'}"
     store = open_store(url)
     upgrade(store)
     apply_contract(store, CONTRACT, "", "bench", now_ms())
     context = multiprocessing.get_context("spawn")
     stop, ready = context.Event(), context.Event()
-    with tools.KafkaBroker(folder / "kafka") as broker, contextlib.closing(store):
-        make_topics(broker.bootstrap)
-        flags = {"store.url": url, "kafka.bootstrap": broker.bootstrap, "data_dir": str(folder)}
+    with rig.kafka() as bootstrap, contextlib.closing(store):
+        rig.make_topics(bootstrap, TOPICS)
+        flags = {"store.url": url, "kafka.bootstrap": bootstrap, "data_dir": str(folder)}
         child = context.Process(target=monitor, args=(flags, stop, ready))
         child.start()
         try:
             if not ready.wait(START_LIMIT_S):
                 raise SystemExit("The monitor did not begin to read.")
-            behind_ms = produce(broker.bootstrap, per_second, seconds)
+            behind_ms = produce(bootstrap, per_second, seconds)
             ended_ms = now_ms()
             last_end_ms = ended_ms // WINDOW_MS * WINDOW_MS - WINDOW_MS
             ends = found(store, last_end_ms, 30.0)
@@ -191,17 +156,10 @@ def measure(folder: Path, per_second: int, seconds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="1,000 events/s for 20 s")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    asked = rig.options(__doc__, "1,000 events/s for 20 s").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), *((1_000, 20) if asked.quick else (10_000, 60)))
-    if asked.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:20} {value}")
+    rig.show(result, as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ memory at the end with that after the first million; `cost_growth` the CPU per e
 with that of the first. A quick run is too short for either to mean much: its parts are of 100,000 events.
 """
 
-import argparse
-import json
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,25 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rig
 
-from trimtab.alerts.delivery import Message, Relay
-from trimtab.contracts.model import (
-    Alarms,
-    Contract,
-    Feature,
-    Labels,
-    Prediction,
-    Reference,
-    Windows,
-)
+from trimtab.alerts.delivery import Relay
+from trimtab.contracts.model import Labels, Reference, Windows
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.ingest import Ingest
 from trimtab.monitor.joiner import Joiner
 from trimtab.source import Identity, Lost, Partition, Polled
-from trimtab.store.engine import open_store
 from trimtab.store.models import apply_contract
-from trimtab.store.tables import metadata
 from trimtab.testing.log import MemoryRecord
 
 FEATURES = 5
@@ -51,15 +39,13 @@ POLL_RECORDS = 5_000
 LABEL_DELAY = 30 * PER_SECOND
 LATE_MS, OUT_OF_ORDER_MS = 20_000, 1_000
 INFERENCES, LABELS = Partition("in", 0), Partition("labels", 0)
-CONTRACT = Contract(
-    name="m",
-    task="binary",
-    features={f"f{k}": Feature(kind="number") for k in range(FEATURES)},
-    prediction=Prediction(classes=("a", "b")),
-    labels=Labels(arrive="within 1 min"),
-    windows=Windows(length="10s", pane="10s", lateness="30s", out_of_order="1s", min_rows=50),
-    reference=Reference(rows=2_000, windows=3),
-    alarms=Alarms(rules=("accuracy < 0.2 in 2 of 3", "psi(f0) > 0.25 in 3 of 3")),
+CONTRACT = rig.two_classes(
+    "m",
+    FEATURES,
+    Windows(length="10s", pane="10s", lateness="30s", out_of_order="1s", min_rows=50),
+    Reference(rows=2_000, windows=3),
+    ("accuracy < 0.2 in 2 of 3", "psi(f0) > 0.25 in 3 of 3"),
+    Labels(arrive="within 1 min"),
 )
 RETENTION = Retention(
     panes_ms=60_000,
@@ -215,33 +201,11 @@ class MadeSource:
         return START_MS + self._next[INFERENCES] * 1_000 // PER_SECOND
 
 
-class _Nowhere:
-    """Takes what the relay publishes."""
-
-    def publish(self, messages: Sequence[Message]) -> list[str | None]:
-        """Take all."""
-        return [None] * len(messages)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def rss_mib() -> float:
-    """Resident memory of this process, MiB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # not Linux: the peak is all there is
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 def run(
     folder: Path, count: int, step: int, tell: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """Run `count` inferences through one monitor; return a mark per `step` of them."""
-    store = open_store(f"sqlite:///{folder / 'bench.db'}")
-    metadata.create_all(store.engine)
+    store = rig.made_store(folder)
     apply_contract(store, CONTRACT, "", "bench", START_MS)
     source = MadeSource(count)
     roles = {"in": "inference", "labels": "labels"}
@@ -256,7 +220,7 @@ def run(
     )
     ingest.start()
     joiner, evaluator = Joiner(store, "bench"), Evaluator(store, "bench")
-    relay = Relay(store, _Nowhere(), "trimtab", {})
+    relay = Relay(store, rig.Nowhere(), "trimtab", {})
     house = Housekeeping(store, "bench", relay, RETENTION)
     parts = dict.fromkeys(("ingest", "joiner", "evaluator", "housekeeping"), 0.0)
     marks: list[dict[str, Any]] = []
@@ -276,7 +240,7 @@ def run(
         if passed >= step * (len(marks) + 1):
             spent = {name: parts[name] - before[name] for name in parts}
             spent["ingest"] -= source.made_s - made_before
-            mark = {"events": passed, "rss_mib": round(rss_mib(), 1)}
+            mark = {"events": passed, "rss_mib": round(rig.rss_mib(), 1)}
             mark["us_per_event"] = round(1e6 * sum(spent.values()) / step, 2)
             mark |= {f"{name}_us": round(1e6 * s / step, 2) for name, s in spent.items()}
             size = (folder / "bench.db").stat().st_size
@@ -292,10 +256,8 @@ def run(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EVENTS:,} events")
+    parser = rig.options(__doc__, f"{QUICK_EVENTS:,} events")
     parser.add_argument("--events", type=int, default=EVENTS, help="a multiple of a million")
-    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     count, step = (QUICK_EVENTS, 100_000) if asked.quick else (asked.events, 1_000_000)
 
@@ -315,11 +277,7 @@ def main() -> None:
         "us_per_event_last": marks[-1]["us_per_event"],
         "settings": RETENTION_TEXT,
     }
-    if asked.json:
-        print(json.dumps(result | {"marks": marks}))
-        return
-    for name, value in result.items():
-        print(f"{name:20} {value}")
+    rig.show(result, as_json=asked.json, marks=marks)
 
 
 if __name__ == "__main__":

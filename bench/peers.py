@@ -9,19 +9,16 @@ memory; nothing is decoded. Ours is binned and exact to the bin, Evidently's rea
 in an environment of its own, since its dependencies are not ours: `make bench-peers`. CPU time.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import rig
 
 from trimtab.contracts.model import Contract, Feature
 from trimtab.detect.baseline import Baseline
@@ -51,13 +48,6 @@ for frame in frames:
     why.log(frame).profile().view()
 print(time.process_time() - began)
 """
-
-
-def cpu_s(act: Callable[[], Any]) -> float:
-    """CPU seconds of this process."""
-    began = time.process_time()
-    act()
-    return time.process_time() - began
 
 
 def count(cuts: ModelCuts, frame: pd.DataFrame) -> PaneState:
@@ -96,7 +86,7 @@ def evidently_s(reference: pd.DataFrame, frames: list[pd.DataFrame]) -> float:
         report.run(current, known).dict()
 
     compare(frames[0].head(100), reference.head(100))
-    return cpu_s(lambda: [compare(frame, reference) for frame in frames])
+    return rig.cpu_s(lambda: [compare(frame, reference) for frame in frames])
 
 
 def whylogs_s(folder: Path, frames: list[pd.DataFrame]) -> float | str:
@@ -129,8 +119,8 @@ def measure(rows: int, windows: int) -> dict[str, Any]:
     cuts = model_cuts((name, build_numeric_cuts(reference[name].tolist())) for name in NAMES)
     baseline = Baseline(count(cuts, reference), 1, 1, 1)
     describe(cuts, baseline, frames[0])
-    counted_s = cpu_s(lambda: [count(cuts, frame) for frame in frames])
-    described_s = cpu_s(lambda: [describe(cuts, baseline, frame) for frame in frames])
+    counted_s = rig.cpu_s(lambda: [count(cuts, frame) for frame in frames])
+    described_s = rig.cpu_s(lambda: [describe(cuts, baseline, frame) for frame in frames])
     total = rows * windows
     result: dict[str, Any] = {
         "rows_per_window": rows,
@@ -154,19 +144,10 @@ def measure(rows: int, windows: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="2 windows of 1,000 rows")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    asked = rig.options(__doc__, "2 windows of 1,000 rows").parse_args()
     os.environ.update(QUIET)
     warnings.simplefilter("ignore")
-    result = measure(*((1_000, 2) if asked.quick else (ROWS, WINDOWS)))
-    if asked.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:22} {value}")
-    print("From the same frames.")
+    rig.show(measure(*((1_000, 2) if asked.quick else (ROWS, WINDOWS))), as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""What the benchmarks share: a broker, topics filled with events, databases, child processes. Not a benchmark."""
+"""What the benchmarks share: options, brokers, databases, events, clocks, child processes. Not a benchmark."""
 
+import argparse
 import importlib.util
 import json
 import random
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +18,110 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trimtab.contracts.model import Contract, Feature, Reference, Windows
+from trimtab.alerts.delivery import Message as Published
+from trimtab.contracts.model import (
+    Alarms,
+    Contract,
+    Feature,
+    Labels,
+    Prediction,
+    Reference,
+    Windows,
+)
 from trimtab.events.cloudevents import encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.stats.cuts import build_numeric_cuts, model_cuts
+from trimtab.store.engine import Store, open_store
+from trimtab.store.tables import metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 START_MS = 1_700_000_000_000
 MODEL = "m"
 Message = tuple[bytes, list[tuple[str, bytes]]]
+
+
+# --- options and answers ------------------------------------------------------------------------------
+
+
+def options(doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """Every benchmark takes --quick and --json; `quick` says what the short form does."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="print one object")
+    return parser
+
+
+def show(result: Mapping[str, Any], *, as_json: bool, **more: Any) -> None:
+    """Print a result: a name and a value a line, or as JSON, with `more` in it."""
+    if as_json:
+        print(json.dumps({**result, **more}))
+        return
+    width = max(map(len, result))
+    for name, value in result.items():
+        print(f"{name:{width}} {value}")
+
+
+# --- costs --------------------------------------------------------------------------------------------
+
+
+def cpu_s(act: Callable[[], Any]) -> float:
+    """CPU seconds of this process for one call."""
+    began = time.process_time()
+    act()
+    return time.process_time() - began
+
+
+def cpu_ms(act: Callable[[], Any]) -> float:
+    """CPU milliseconds of this process for one call."""
+    return 1_000 * cpu_s(act)
+
+
+def wall_ms(act: Callable[[], Any]) -> float:
+    """Wall-clock milliseconds of one call."""
+    began = time.perf_counter()
+    act()
+    return 1_000 * (time.perf_counter() - began)
+
+
+def middle(values: Sequence[float]) -> float:
+    """Return the median, rounded."""
+    return round(statistics.median(values), 2)
+
+
+def rss_mib() -> float:
+    """Resident memory of this process, MiB."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # not Linux: the peak is all there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+# --- contracts and events -----------------------------------------------------------------------------
+
+
+def two_classes(
+    name: str,
+    features: int,
+    windows: Windows,
+    reference: Reference,
+    rules: tuple[str, ...] = ("psi(f0) > 0.25 in 2 of 3",),
+    labels: Labels | None = None,
+) -> Contract:
+    """A classifier of `a` and `b` with numeric features f0, f1 and so on, and rules to judge it by."""
+    return Contract(
+        name=name,
+        task="binary",
+        features={f"f{k}": Feature(kind="number") for k in range(features)},
+        prediction=Prediction(classes=("a", "b")),
+        labels=labels or Labels(),
+        windows=windows,
+        reference=reference,
+        alarms=Alarms(rules=rules),
+    )
 
 
 def names(features: int) -> list[str]:
@@ -121,6 +220,24 @@ def _arrow(name: str, time_ms: int, columns: Any, answers: Any, latency: Any) ->
 # --- the parts ----------------------------------------------------------------------------------------
 
 
+class Nowhere:
+    """Takes what the relay publishes."""
+
+    def publish(self, messages: Sequence[Published]) -> list[str | None]:
+        """Take all."""
+        return [None] * len(messages)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def made_store(folder: Path) -> Store:
+    """Make an SQLite store, `bench.db` in the folder."""
+    store = open_store(f"sqlite:///{folder / 'bench.db'}")
+    metadata.create_all(store.engine)
+    return store
+
+
 @contextmanager
 def kafka() -> Iterator[str]:
     """Give the address of a real broker of our own; ended and removed afterwards."""
@@ -148,13 +265,21 @@ def postgres() -> Iterator[str]:
             server.cleanup()
 
 
-def fill(bootstrap: str, topic: str, messages: Iterable[Message], partitions: int = 1) -> int:
-    """Make a topic and send the messages; return how many bytes a value has on average."""
-    from confluent_kafka import Producer
+def make_topics(bootstrap: str, partitions: Mapping[str, int]) -> None:
+    """Make topics with so many partitions each."""
     from confluent_kafka.admin import AdminClient, NewTopic
 
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+    wanted = [NewTopic(topic, count, 1) for topic, count in partitions.items()]
+    for made in admin.create_topics(wanted).values():
+        made.result(30)
+
+
+def fill(bootstrap: str, topic: str, messages: Iterable[Message], partitions: int = 1) -> int:
+    """Make a topic and send the messages; return how many bytes a value has on average."""
+    from confluent_kafka import Producer
+
+    make_topics(bootstrap, {topic: partitions})
     producer = Producer(
         {"bootstrap.servers": bootstrap, "linger.ms": 20, "compression.type": "none"}
     )

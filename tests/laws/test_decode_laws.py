@@ -113,8 +113,8 @@ class Deaf:
     def __init__(self, decoder):
         self.category_fields = decoder.category_fields
 
-    def decode_all(self, messages):
-        return [None] * len(messages), False
+    def decode_all(self, values, headers):
+        return [None] * len(values), False
 
 
 def canonical(rows: Rows):

@@ -17,15 +17,17 @@ from trimtab.contracts.model import (
     Windows,
 )
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample
+from trimtab.monitor import joiner as joiner_module
 from trimtab.monitor import partition as partition_module
-from trimtab.monitor.ingest import Ingest
+from trimtab.monitor.ingest import Ingest, Knowledge
 from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
+from trimtab.stats.cuts import build_numeric_cuts, model_cuts
 from trimtab.store import tables as t
 from trimtab.store.engine import open_store
 from trimtab.store.labels import ask_expiry, forget_left_out, window_performance
 from trimtab.store.ledger import ledger
-from trimtab.store.models import apply_contract
+from trimtab.store.models import apply_contract, retire_model, save_cuts
 from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
 from trimtab.store.samples import sample_between
 from trimtab.testing.log import MemoryLog, MemorySource
@@ -561,6 +563,77 @@ def test_a_joiner_that_takes_over_rebuilds_and_the_old_one_is_refused(store, log
     assert_balanced(store)
 
 
+def test_a_joiner_claims_only_what_nobody_has_merged(store, log, monkeypatch):
+    claimed: list[str] = []
+    real = joiner_module.claim_joiner
+
+    def claim(store, model, shard, owner, now_ms, hold_ms):
+        claimed.append(owner)
+        return real(store, model, shard, owner, now_ms, hold_ms)
+
+    monkeypatch.setattr(joiner_module, "claim_joiner", claim)
+    send_rows(log, [row(i) for i in range(20)])
+    send_label(log, 3, "yes")
+    ingest = member(store, log)
+    drain(ingest)
+    first = Joiner(store, "first")
+    assert (first.tick(T0), first.tick(T0 + 1)) == (21, 0)
+    claimed.clear()
+    every_ms = joiner_module.LOOK_AT_ALL_MS
+    for step in range(1, 5):  # long enough for a look at all, and for the claim to end
+        assert first.tick(T0 + step * every_ms) == 0
+    second = Joiner(store, "second")
+    assert second.tick(T0 + 5 * every_ms) == 0
+    assert claimed == []
+    send_label(log, 4, "no")
+    drain(ingest)
+    assert (
+        second.tick(T0 + 5 * every_ms + 1) == 1
+    )  # it takes over by need, from the stored positions
+    send_label(log, 5, "no")
+    drain(ingest)
+    first.tick(T0 + 5 * every_ms + 2)
+    assert second.tick(T0 + 5 * every_ms + 3) == 1
+    assert claimed == ["second", "first"]
+    with store.read() as connection:
+        (performance,) = window_performance(connection, "m", T0, T0 + 60_000).values()
+    assert performance.labelled_rows == 3
+    assert_balanced(store)
+
+
+def test_a_changed_contract_leaves_what_was_prepared_for_other_models(store):
+    named = {name: msgspec.structs.replace(CONTRACT, name=name) for name in ("a", "b", "c")}
+    for one in named.values():
+        apply_contract(store, one, "", "test", T0)
+    cuts = model_cuts([("x", build_numeric_cuts([1.0, 2.0, 3.0]))])
+    with store.write() as connection:
+        for name in ("a", "b"):
+            save_cuts(connection, name, cuts, "test", T0)
+    knowledge = Knowledge(store)
+    knowledge.refresh()
+    views, known = knowledge.views, knowledge.cuts
+    assert (set(views), set(known)) == ({"a", "b", "c", "m"}, {"a", "b"})
+    assert knowledge.shortest_pane_ms == 2_000
+    knowledge.refresh()
+    assert knowledge.views is views
+    assert knowledge.cuts is known
+
+    longer = msgspec.structs.replace(named["b"], windows=Windows(length="1s", lateness="10s"))
+    apply_contract(store, longer, "", "test", T0)
+    retire_model(store, "c", T0)
+    other = model_cuts([("x", build_numeric_cuts([5.0, 6.0]))])
+    with store.write() as connection:
+        save_cuts(connection, "b", other, "test", T0)
+    knowledge.refresh()
+    assert set(knowledge.views) == {"a", "b", "m"}
+    assert knowledge.views["a"] is views["a"]
+    assert knowledge.views["b"].revision == 2
+    assert knowledge.shortest_pane_ms == 1_000
+    assert knowledge.cuts == {"a": cuts, "b": other}
+    assert knowledge.cuts["a"] is known["a"]
+    assert set(views) == {"a", "b", "c", "m"}  # a flush under way keeps what it began with
+
+
 def hour_later(log, numbers):
     send_rows(log, [row(i, at=T0 + 3_600_000 + i) for i in numbers])
 
@@ -835,7 +908,7 @@ def test_a_batch_with_rows_of_both_logs_is_counted_by_neither_half(store, log):
     ingest.step(0)
     made_again(log, 100, 8)
     ingest.step(0)
-    assert len(ingest._buffers[IN].records) == 8
+    assert ingest._buffers[IN].records == 8
     ingest._monotonic = clock
     drain(ingest)
     old, new = sorted(ledger(store), key=lambda one: one.partition_id)
@@ -910,7 +983,7 @@ def test_what_nobody_confirms_waits_in_bounded_memory_and_holds_up_no_other(stor
         send_label(log, i, "yes")
         ingest.step(0)
     assert entry(store).next_offset == 0
-    assert len(ingest._buffers[IN].records) == 20
+    assert ingest._buffers[IN].records == 20
     assert IN in ingest.source.paused
     assert entry(store, "labels").next_offset > 20
     assert ingest.counters["unconfirmed"] == 1

@@ -10,7 +10,7 @@ from trimtab.errors import TrimtabError
 from trimtab.store import migrate, overview
 from trimtab.store.alerts import acknowledge, get_alert, save_alert
 from trimtab.store.engine import Store, open_store
-from trimtab.store.tables import models
+from trimtab.store.tables import models, verdicts
 from trimtab.testing import example
 
 NOW_MS = 1_800_000_000_000
@@ -51,6 +51,49 @@ def test_two_thousand_models_are_read_a_page_at_a_time(store: Store) -> None:
     assert [s.model for s in overview.fleet(store, search="0999")] == ["m0999"]
     assert overview.fleet(store, search="%") == []
     assert overview.fleet_counts(store) == {"none": 2_000}
+
+
+def test_models_are_counted_by_the_outcome_of_their_newest_window(store: Store) -> None:
+    judged = {"a": ["alarm", "ok"], "b": ["ok", "alarm"], "c": ["ok"], "d": [], "gone": ["alarm"]}
+    with store.write() as connection:
+        for name, outcomes in judged.items():
+            connection.execute(
+                insert(models).values(
+                    name=name,
+                    team="risk" if name in "ab" else "fraud",
+                    contract_revision=1,
+                    created_ms=0,
+                    retired_ms=1 if name == "gone" else None,
+                )
+            )
+            for window, outcome in enumerate(outcomes):
+                # The newest window's first revision was another: only its latest counts.
+                for revision, said in ((1, "warning"), (2, outcome)):
+                    connection.execute(
+                        insert(verdicts).values(
+                            model=name,
+                            window_start_ms=window * 1_000,
+                            window_end_ms=(window + 1) * 1_000,
+                            revision=revision,
+                            latest=revision == 2,
+                            outcome=said,
+                            reason="within_limits",
+                            rows=7,
+                            input_digest=f"{revision}",
+                            body=f'{{"figures": {{"summary": 3}}, "summary": "{name}{window}"}}',
+                            created_ms=0,
+                        )
+                    )
+    assert overview.fleet_counts(store) == {"ok": 2, "alarm": 1, "none": 1}
+    assert overview.fleet_counts(store, "team:risk") == {"ok": 1, "alarm": 1}
+    assert overview.fleet_counts(store, "model:d") == {"none": 1}
+    shown = {s.model: (s.outcome, s.window_start_ms, s.summary) for s in overview.fleet(store)}
+    assert shown == {
+        "a": ("ok", 1_000, "a1"),
+        "b": ("alarm", 1_000, "b1"),
+        "c": ("ok", 0, "c0"),
+        "d": (None, None, "No window has closed yet."),
+    }
 
 
 def test_a_model_at_a_glance_tells_its_story(store: Store) -> None:

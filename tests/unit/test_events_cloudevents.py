@@ -20,8 +20,8 @@ from trimtab.events.cloudevents import (
     encode_binary,
     encode_structured,
     event_id,
-    typed_inference_decoder,
 )
+from trimtab.events.typed import typed_inference_decoder
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, time_ms
 from trimtab.schemas_gen import EXAMPLES
 

@@ -37,17 +37,19 @@ def store(store_url):
 
 def test_a_contract_applied_again_changes_nothing_and_a_change_is_a_revision(store):
     first = models.apply_contract(store, CONTRACT, "text", "ann", 1)
-    digest = models.contracts_digest(store)
+    current = models.CurrentContracts(store)
+    assert current.refresh() == {"m"}
     assert (first.revision, first.changed) == (1, True)
     again = models.apply_contract(store, CONTRACT, "text", "ann", 2)
     assert (again.revision, again.changed, again.difference_lines) == (1, False, [])
-    assert models.contracts_digest(store) == digest
+    assert current.refresh() == frozenset()
 
     changed = msgspec.structs.replace(CONTRACT, team="risk")
     second = models.apply_contract(store, changed, "text 2", "bob", 3)
     assert (second.revision, second.changed) == (2, True)
     assert any("risk" in line for line in second.difference_lines)
-    assert models.contracts_digest(store) != digest
+    assert current.refresh() == {"m"}
+    assert current.rows["m"].contract == changed
     assert models.load_contracts(store)["m"].contract == changed
     assert models.contract_at(store, "m", 1).contract == CONTRACT
     assert [r.applied_by for r in models.contract_history(store, "m")] == ["ann", "bob"]
@@ -61,6 +63,28 @@ def test_a_retired_model_is_no_longer_loaded_until_it_is_applied_again(store):
     assert list(models.load_contracts(store)) == ["m"]
     with pytest.raises(NotFoundError):
         models.retire_model(store, "nobody", 3)
+
+
+def test_of_many_contracts_only_the_changed_ones_are_read_again(store, monkeypatch):
+    monkeypatch.setattr(models, "NAMES_PER_QUERY", 2)
+    named = {n: msgspec.structs.replace(CONTRACT, name=n) for n in ("a", "b", "c", "d", "e")}
+    for one in named.values():
+        models.apply_contract(store, one, "", "ann", 1)
+    current = models.CurrentContracts(store)
+    assert current.refresh() == set(named)
+    before = current.rows
+    models.apply_contract(store, msgspec.structs.replace(named["b"], team="risk"), "", "ann", 2)
+    models.retire_model(store, "d", 2)
+    models.apply_contract(store, msgspec.structs.replace(CONTRACT, name="aa"), "", "ann", 2)
+    assert current.refresh() == {"aa", "b", "d"}
+    assert list(current.rows) == ["a", "aa", "b", "c", "e"]
+    assert current.rows["b"].contract.team == "risk"
+    assert all(current.rows[name] is before[name] for name in ("a", "c", "e"))
+    assert list(before) == ["a", "b", "c", "d", "e"]  # whoever holds it sees no change
+    models.apply_contract(store, named["d"], "", "ann", 3)
+    assert (current.refresh(), current.refresh()) == ({"d"}, frozenset())
+    assert models.current_contract(store, "d") == current.rows["d"]
+    assert models.current_contract(store, "nobody") is None
 
 
 def test_a_version_seen_in_traffic_gains_its_artifact_and_keeps_it(store):

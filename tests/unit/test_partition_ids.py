@@ -7,6 +7,7 @@ import pytest
 
 from trimtab.contracts.model import Contract, Feature, Reference, Windows
 from trimtab.events.types import Inference
+from trimtab.monitor.decode import Reading
 from trimtab.monitor.partition import OwnedPartition
 from trimtab.monitor.views import ModelView
 from trimtab.source import Partition
@@ -61,7 +62,9 @@ def send(log: MemoryLog, name: str, time_ms: int) -> None:
 
 def flush(one: OwnedPartition, log: MemoryLog, count: int | None = None):
     records = [r for r in log.records[IN] if r.offset >= one.next_offset][:count]
-    return one.flush(records, records[-1].offset + 1, VIEWS, {}, T0)
+    reading = Reading("inference", "in", VIEWS)
+    reading.add(records)
+    return one.flush(reading, records[-1].offset + 1, {}, T0)
 
 
 def row_classes(flushed) -> Counter[str]:

@@ -9,15 +9,7 @@ from scipy.stats import binom, chi2_contingency, ks_2samp, wasserstein_distance
 
 from trimtab.stats.aggregate import IncompatibleCuts, observe_categories, observe_numeric
 from trimtab.stats.cuts import CategoryCuts, build_numeric_cuts
-from trimtab.stats.tests import (
-    chi_square,
-    compare,
-    effect_binned,
-    jensen_shannon,
-    ks_binned,
-    psi,
-    wasserstein_binned,
-)
+from trimtab.stats.tests import compare
 
 
 def numbers(reference, window, bins=64):
@@ -28,6 +20,30 @@ def numbers(reference, window, bins=64):
 def classes(reference, window, categories):
     cuts = CategoryCuts(tuple(categories))
     return cuts, observe_categories(cuts, window), observe_categories(cuts, reference)
+
+
+def ks_binned(*sides):
+    return compare(*sides).ks
+
+
+def chi_square(*sides):
+    return compare(*sides).chi_square
+
+
+def psi(*sides):
+    return compare(*sides).psi
+
+
+def jensen_shannon(*sides):
+    return compare(*sides).jensen_shannon
+
+
+def wasserstein_binned(*sides):
+    return compare(*sides).wasserstein
+
+
+def effect_binned(*sides):
+    return compare(*sides).effect
 
 
 def test_the_corrected_statistic_is_close_to_the_exact_one():

@@ -18,7 +18,7 @@ from trimtab.stats.aggregate import ResourceState
 from trimtab.store.baselines import active_baseline
 from trimtab.store.engine import Store
 from trimtab.store.labels import window_performance
-from trimtab.store.models import cuts_at, load_contracts
+from trimtab.store.models import current_contract, cuts_at
 from trimtab.store.overview import model_status
 from trimtab.store.panes import WindowState, watermark, window_resources, window_state
 from trimtab.store.rollups import newest_starts
@@ -72,7 +72,7 @@ def history(
     Raises NotFoundError for an unknown model, or one that is watched no more.
     """
     status = model_status(store, model)
-    row = load_contracts(store).get(model)
+    row = current_contract(store, model)
     if row is None:
         raise NotFoundError(
             f"{model!r} is watched no more: `trimtab model apply FILE` brings it back."

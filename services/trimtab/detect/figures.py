@@ -23,7 +23,7 @@ milliseconds, logarithms natural. The tree:
 and a debiased PSI above DRIFT_PSI, so that a large window does not call a trifle drift.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ from trimtab.stats.performance import (
     classification_figures,
     regression_figures,
 )
-from trimtab.stats.tests import compare
+from trimtab.stats.tests import Comparison, Pair, compare_all
 from trimtab.windows import abnormal
 
 DRIFT_ALPHA = 0.05
@@ -147,25 +147,15 @@ def comparisons(
         return {"features": {}, "prediction": {}, "drift": _no_drift(nothing)}
     answers = answers or state
     reference = baseline.state if baseline else None
-    features = {
-        name: _feature(
-            feature_cuts,
-            state.features.get(name),
-            reference.features.get(name) if reference else None,
-            has_baseline=reference is not None,
-        )
-        for name, feature_cuts in cuts.feature.items()
-    }
-    outputs = {
-        name: _feature(
-            output_cuts,
-            answers.outputs.get(name),
-            reference.outputs.get(name) if reference else None,
-            has_baseline=reference is not None,
-        )
-        for name, output_cuts in cuts.output.items()
-        if name in answers.outputs
-    }
+    inputs = _Side(cuts.feature, state.features, reference.features if reference else None)
+    said = _Side(
+        {name: c for name, c in cuts.output.items() if name in answers.outputs},
+        answers.outputs,
+        reference.outputs if reference else None,
+    )
+    # Of features and outputs together: one call costs much the same for one feature as for many.
+    compared = iter(compare_all([*inputs.pairs(), *said.pairs()]))
+    features, outputs = inputs.trees(compared), said.trees(compared)
     _mark_drifted({**features, **{f"prediction:{k}": v for k, v in outputs.items()}})
     return {"features": features, "prediction": outputs, "drift": _drift(features)}
 
@@ -205,45 +195,63 @@ def _gauge(state: LogHistogram) -> Figures:
     }
 
 
-def _feature(
-    cuts: Cuts,
-    state: FeatureState | None,
-    reference: FeatureState | None,
-    *,
-    has_baseline: bool,
-) -> Figures:
-    kind = "category" if isinstance(cuts, CategoryCuts) else "number"
-    if state is None:
-        return {"kind": kind, "rows": 0, "reason": "not counted in this window"}
+class _Side(Struct, frozen=True):
+    """Features, or outputs, of a window beside those of the baseline."""
+
+    cuts: Mapping[str, Cuts]
+    window: Mapping[str, FeatureState]
+    reference: Mapping[str, FeatureState] | None
+
+    def pairs(self) -> list[Pair]:
+        """Return what can be compared, in the order of `cuts`."""
+        reference = self.reference or {}
+        return [
+            Pair(cuts, self.window[name], reference[name])
+            for name, cuts in self.cuts.items()
+            if name in self.window and name in reference
+        ]
+
+    def trees(self, compared: Iterator[Comparison]) -> dict[str, Figures]:
+        """Return the tree of each feature; `compared` gives the comparison of each of `pairs`."""
+        return {name: self._tree(name, cuts, compared) for name, cuts in self.cuts.items()}
+
+    def _tree(self, name: str, cuts: Cuts, compared: Iterator[Comparison]) -> Figures:
+        state = self.window.get(name)
+        if state is None:
+            kind = "category" if isinstance(cuts, CategoryCuts) else "number"
+            return {"kind": kind, "rows": 0, "reason": "not counted in this window"}
+        tree = _described(cuts, state)
+        if self.reference is None:
+            return {**tree, "reason": "no baseline yet"}
+        if name not in self.reference:
+            return {**tree, "reason": "not in the baseline"}
+        return tree | _compared(cuts, next(compared))
+
+
+def _described(cuts: Cuts, state: FeatureState) -> Figures:
     said = describe_feature(cuts, state)
     tree: Figures = {
-        "kind": kind,
+        "kind": "category" if isinstance(cuts, CategoryCuts) else "number",
         "rows": said.rows,
         "missing_rate": said.missing_rate,
         "type_error_rate": said.type_error_rate,
     }
-    if kind == "category":
-        tree |= {"unseen_rate": said.unseen_rate, "shares": said.shares}
-    else:
-        outside = state.below_min + state.above_max
-        tree |= {
-            "out_of_range_rate": outside / said.rows if said.rows else None,
-            "mean": said.mean,
-            "sd": said.sd,
-            "min": said.minimum,
-            "max": said.maximum,
-            "p05": said.p05,
-            "p50": said.p50,
-            "p95": said.p95,
-        }
-    if reference is None:
-        why = "not in the baseline" if has_baseline else "no baseline yet"
-        return {**tree, "reason": why}
-    return tree | _compared(cuts, state, reference)
+    if isinstance(cuts, CategoryCuts):
+        return tree | {"unseen_rate": said.unseen_rate, "shares": said.shares}
+    outside = state.below_min + state.above_max
+    return tree | {
+        "out_of_range_rate": outside / said.rows if said.rows else None,
+        "mean": said.mean,
+        "sd": said.sd,
+        "min": said.minimum,
+        "max": said.maximum,
+        "p05": said.p05,
+        "p50": said.p50,
+        "p95": said.p95,
+    }
 
 
-def _compared(cuts: Cuts, state: FeatureState, reference: FeatureState) -> Figures:
-    found = compare(cuts, state, reference)
+def _compared(cuts: Cuts, found: Comparison) -> Figures:
     tree: Figures = {}
     if found.ks:
         tree["ks"] = {

@@ -10,17 +10,15 @@ ever raised, whatever the bytes are. Duplicate keys in an object: the last one w
 JSON readers.
 """
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, cast
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, defstruct, field
+from msgspec import Struct
 
-from trimtab.contracts.model import Contract
 from trimtab.errors import TrimtabError
 from trimtab.events.types import (
     BATCH_TYPE,
@@ -31,10 +29,8 @@ from trimtab.events.types import (
     EventTime,
     Inference,
     InferenceBatch,
-    Int64,
     Label,
     Resource,
-    Scalar,
     Traffic,
     time_ms,
 )
@@ -183,7 +179,7 @@ def decode(
         raise
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise decode_error(error, value) from error
-    _check(event, value)
+    check(event, value)
     return event
 
 
@@ -258,8 +254,8 @@ def _decode_bare(value: bytes, role: Role) -> Event:
         raise
 
 
-def _check(event: Event, value: bytes) -> None:
-    """Check what the types cannot say. Cheap for a good message."""
+def check(event: Event, value: bytes) -> None:
+    """Check what the types cannot say; cheap for a good message. Raises DecodeError."""
     if isinstance(event, Traffic):
         times: list[EventTime] = []
     else:
@@ -374,190 +370,6 @@ def _validation_reason(text: str) -> Reason:
     if ", got `" in text:
         return Reason.WRONG_TYPE
     return Reason.BAD_TIME if "`$.data.time" in text or "`$.time" in text else Reason.BAD_VALUE
-
-
-# --- typed decoding for one model -----------------------------------------------------------------
-
-
-class Message(Protocol):
-    """A Kafka message, as far as it is read here."""
-
-    @property
-    def value(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def headers(self) -> Headers: ...  # noqa: D102
-
-
-class _Message(NamedTuple):
-    value: bytes | None
-    headers: Headers
-
-
-class TypedInferenceDecoder:
-    """Reads the inferences of one model with its declared features as typed Struct fields.
-
-    Numbers are float or int (NaN when absent, None when null), categories str or None. A message that does
-    not fit (another model, a feature of the wrong type, an undeclared feature) gives None: read it with
-    the module's `decode`, which accepts any scalar, and count there what does not fit. Undeclared
-    features named in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer
-    that always sends one more column does not take the slow way.
-
-    Attributes:
-        numbers, categories: the contract's features of either kind, in its order.
-        category_fields: the names of the categories' fields in the result's `features`, whose fields
-            are the numbers, then the categories, then those of `also`.
-
-    """
-
-    def __init__(self, contract: Contract, also: Sequence[str] = ()) -> None:
-        self.model = contract.name
-        self.numbers = tuple(n for n, f in contract.features.items() if f.kind == "number")
-        self.categories = tuple(n for n, f in contract.features.items() if f.kind != "number")
-        self.category_fields = tuple(f"c{index}" for index in range(len(self.categories)))
-        self.also = tuple(name for name in also if name not in contract.features)
-        row, batch = self._typed(batch=False), self._typed(batch=True)
-        self._row = row
-        self._decode_row = msgspec.json.Decoder(row).decode
-        self._decode_batch = msgspec.json.Decoder(batch).decode
-        self._decode_structured = msgspec.json.Decoder(
-            _typed_envelope("One", INFERENCE_TYPE, row) | _typed_envelope("Many", BATCH_TYPE, batch)  # type: ignore[arg-type,unused-ignore]
-        ).decode
-
-    def decode(self, value: bytes, headers: Headers) -> Any | None:
-        """Return a typed inference or batch, or None where the module's `decode` has to read the message.
-
-        The result has the fields of Inference or InferenceBatch; its `features` is a Struct (see the
-        class; `msgspec.structs.astuple` gives its values), in a batch of lists, empty when the column
-        is absent.
-        """
-        return self.decode_all([_Message(value, headers)])[0][0]
-
-    def decode_all(self, messages: Sequence[Message]) -> tuple[list[Any | None], bool]:
-        """Return what `decode` gives for each message, and whether all are single inferences.
-
-        The innermost loop of reading: what it does for every message is all there is. Headers are looked
-        at only where the value does not say what it is, because some clients make them when asked.
-        """
-        read_row, read_structured, row = self._decode_row, self._decode_structured, self._row
-        events: list[Any | None] = []
-        regular = True
-        for message in messages:
-            event: Any = None
-            value = message.value or b""
-            try:
-                if not 0 < len(value) <= MESSAGE_BYTES_MAX:
-                    pass
-                elif value.startswith(STRUCTURED_START):
-                    event = read_structured(value).data
-                elif not (headers := message.headers):
-                    event = read_row(value)
-                else:
-                    read = self._reader_of(headers)
-                    event = None if read is None else read(value)
-                if event is not None and (
-                    type(event.time) is not int or type(event) is not row or b"\\u0000" in value
-                ):
-                    _check(event, value)
-            except (
-                DecodeError,  # the module's `decode` says it again, with the reason
-                msgspec.MsgspecError,
-                UnicodeDecodeError,
-                RecursionError,
-                ValueError,
-            ):
-                event = None
-            regular = regular and type(event) is row
-            events.append(event)
-        return events, regular
-
-    def _reader_of(self, headers: Headers) -> Callable[[bytes], Any] | None:
-        """Return the reader of a message by its headers, None where they are not plainly ours."""
-        if len(headers) == 1 and headers[0][1] == STRUCTURED_CONTENT_TYPE:
-            return self._read_structured
-        event_type = spec_version = b""
-        for name, header in headers:
-            if name == "ce_type":
-                event_type = header or b""
-            elif name == "ce_specversion":
-                spec_version = header or b""
-            elif name == "content-type":
-                if header != b"application/json":
-                    return None
-            elif name not in _PLAIN_HEADERS:  # it may be one of these in capitals
-                return None
-        if spec_version != b"1.0":
-            return None
-        if event_type == _INFERENCE_TYPE_BYTES:
-            return self._decode_row
-        return self._decode_batch if event_type == _BATCH_TYPE_BYTES else None
-
-    def _read_structured(self, value: bytes) -> Any:
-        return self._decode_structured(value).data
-
-    def _typed(self, *, batch: bool) -> type[Struct]:
-        base = InferenceBatch if batch else Inference
-        names: dict[str, str] = {}
-        spec: list[tuple[str, Any, Any]] = []
-
-        def add(key: str, name: str, kind: Any, default: Any) -> None:
-            names[key] = name
-            if batch:
-                kind, default = list[kind], field(default_factory=list)
-            spec.append((key, kind, default))
-
-        for index, name in enumerate(self.numbers):
-            # NaN for an absent one, so that a row of numbers is packed without a look at each. Int64:
-            # what the general reader refuses must not count because this one was tried first.
-            add(f"n{index}", name, float | Int64 | None, math.nan)
-        for key, name in zip(self.category_fields, self.categories, strict=True):
-            add(key, name, str | None, None)
-        # As typed as the general reader has them: whether a name has been met must decide over no row.
-        others: Any = list[Scalar] if batch else Scalar
-        for index, name in enumerate(self.also):
-            names[f"x{index}"] = name
-            spec.append((f"x{index}", others | UnsetType, UNSET))
-        features = defstruct(
-            "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
-        )
-        return defstruct(
-            f"Typed{base.__name__}",
-            [
-                ("model", Literal[self.model]),
-                ("features", features, field(default_factory=features)),
-            ],
-            bases=(base,),
-            kw_only=True,
-            frozen=True,
-            gc=False,  # trees of values: the collector finds nothing in them
-        )
-
-
-_PLAIN_HEADERS = frozenset(
-    ("ce_id", "ce_source", "ce_time", "ce_subject", "ce_dataschema", "ce_partitionkey")
-)
-_INFERENCE_TYPE_BYTES, _BATCH_TYPE_BYTES = INFERENCE_TYPE.encode(), BATCH_TYPE.encode()
-
-
-def typed_inference_decoder(contract: Contract, also: Sequence[str] = ()) -> TypedInferenceDecoder:
-    """Return the fast reader of the contract's model. Build it once per contract revision."""
-    return TypedInferenceDecoder(contract, also)
-
-
-def _typed_envelope(name: str, event_type: str, data: type[Struct]) -> type[Struct]:
-    return defstruct(
-        name,
-        [
-            ("specversion", Literal["1.0"]),
-            ("id", str),
-            ("source", str),
-            ("data", data),
-            ("datacontenttype", Literal["application/json"], "application/json"),
-        ],
-        tag_field="type",
-        tag=event_type,
-        frozen=True,
-        gc=False,
-    )
 
 
 # --- writing --------------------------------------------------------------------------------------

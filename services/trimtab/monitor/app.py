@@ -6,6 +6,7 @@ fails is logged, counted and started again with a growing pause; none ever ends 
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -172,6 +173,7 @@ def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], o
         )
         if settings.monitor.metrics_port:
             METRICS.serve(settings.monitor.metrics_port)
+        collect_rarely()
         ingest.start()
         workers_stop = threading.Event()
         workers = workers_of(settings, store, owner, workers_stop)
@@ -184,6 +186,17 @@ def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], o
             workers_stop.set()
             for worker in workers:
                 worker.join(STOP_LIMIT_S)
+
+
+def collect_rarely() -> None:
+    """Let Python's collector look for cycles after 50,000 new objects, not 700, and never at what is loaded.
+
+    A message makes a few objects that hold others and are gone a moment later: looking at each of them costs
+    as much as decoding (docs/performance.md). What really is cyclic here is little.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def _read(ingest: Ingest, stop: threading.Event, ready: Callable[[], object]) -> None:

@@ -31,8 +31,8 @@ from trimtab.store import alerts, baselines
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
-from trimtab.store.models import ContractRow, contracts_digest, load_contracts
-from trimtab.store.panes import first_start_ms, mark_rows, starts_with_rows, watermark
+from trimtab.store.models import ContractRow, CurrentContracts
+from trimtab.store.panes import first_start_ms, starts_with_rows, watermark_of
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
@@ -96,8 +96,7 @@ class Evaluator:
         self._detector = detector
         self._before_commit = before_commit or (lambda _model: None)
         self._lease: Lease | None = None
-        self._contracts: dict[str, ContractRow] = {}
-        self._contracts_digest = ""
+        self._contracts = CurrentContracts(store)
         self._readers: dict[str, ModelReader] = {}
         self._quiet = Quiet() if skip_quiet else None
         self.failures: dict[str, str] = {}
@@ -108,12 +107,14 @@ class Evaluator:
         lease = self._held(now_ms)
         if lease is None:
             return 0
-        self._refresh()
+        for model in self._contracts.refresh():
+            self._readers.pop(model, None)
+            self.failures.pop(model, None)
         if self._quiet is not None:
             with self._store.read() as connection:
                 self._quiet.look(connection)
         written = 0
-        for model, row in self._contracts.items():
+        for model, row in self._contracts.rows.items():
             if self._quiet is not None and self._quiet.has_nothing(row, now_ms):
                 continue
             try:
@@ -155,12 +156,6 @@ class Evaluator:
         self._readers.clear()
         if self._quiet is not None:
             self._quiet.clear()
-
-    def _refresh(self) -> None:
-        digest = contracts_digest(self._store)
-        if digest != self._contracts_digest:
-            self._contracts = load_contracts(self._store)
-            self._contracts_digest = digest
 
     def _reader(self, row: ContractRow) -> ModelReader:
         reader = self._readers.get(row.contract.name)
@@ -206,7 +201,7 @@ class Evaluator:
                 return None
             progress = Progress(evaluated_to_ms=start_of(first_ms, length_ms))
         from_ms = -(-progress.evaluated_to_ms // length_ms) * length_ms
-        mark = watermark(connection, model, now_ms)
+        mark, rows = watermark_of(connection, contract, now_ms)
         flushed = flushed_since(connection, model, progress.seen)
         joined = joined_since(connection, model, progress.joined)
         panes_ms = (*flushed.pane_starts_ms, *joined.pane_starts_ms)
@@ -224,7 +219,7 @@ class Evaluator:
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending = self._revise(connection, reader, changed, mark, now_ms)
-        closed_to_ms = closed_to(contract, mark, from_ms, mark_rows(connection, model), now_ms)
+        closed_to_ms = closed_to(contract, mark, from_ms, rows, now_ms)
         with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
         closing = close_windows(
             from_ms,

@@ -5,14 +5,15 @@ Each under a lease of its own, bounded per tick.
 Retention is measured in a model's event time (its newest row), not by the wall clock, so that a replay of
 the past keeps what it needs. What still waits for its verdict, or may get labels that change it, stays
 whatever its age: a replay puts years of event time behind it in seconds. The outbox and rejected payloads, which belong to no model's time, go by the
-clock.
+clock. A round looks at the models that have moved since they were last looked at to the end: of the others
+nothing has grown old.
 """
 
 from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from trimtab import logs
 from trimtab.alerts.delivery import Relay
@@ -24,15 +25,15 @@ from trimtab.store.engine import Store
 from trimtab.store.labels import ask_expiry, forget_left_out
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
-from trimtab.store.models import load_contracts
-from trimtab.store.settled import judged_to_ms, unjoined
+from trimtab.store.models import ContractRow, CurrentContracts
+from trimtab.store.oldest import Oldest, oldest_of
+from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined
 from trimtab.store.tables import (
     deliveries,
     outbox,
     rejected,
     row_samples,
     verdicts,
-    watermarks,
 )
 from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import DAY_MS, HOUR_MS, Kept
@@ -41,6 +42,9 @@ RETENTION_EVERY_MS = 60_000
 LEDGER_EVERY_MS = 60_000
 ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
+MODELS_PER_TICK = 100
+LOOK_AT_ALL_MS = 6 * HOUR_MS
+"""Gauges of a past time move nothing of a model that a round could see."""
 EXPIRY_STEPS = 720
 """Labels expire in steps of this part of their retention: hourly at 30 days."""
 
@@ -61,6 +65,15 @@ class Retention(Struct, frozen=True):
     """Older superseded revisions go, and the latest keeps its findings without the tree of figures."""
     rejected_ms: int = 7 * DAY_MS
     outbox_ms: int = 7 * DAY_MS
+
+
+class _Look(Struct, frozen=True):
+    """What a model was when it was looked at."""
+
+    model: str
+    stand: Stand
+    row: ContractRow | None
+    """None for a model that is watched no more."""
 
 
 class Housekeeping:
@@ -86,6 +99,12 @@ class Housekeeping:
         self._retained_ms: int | None = None
         self._checked_ms: int | None = None
         self._operator_webhooks = tuple(operator_webhooks)
+        self._contracts = CurrentContracts(store)
+        self._round: dict[str, None] = {}
+        """Models that this round has yet to look at, or to finish."""
+        self._settled: dict[str, _Look] = {}
+        """What models were when nothing of them was old any more."""
+        self._looked_at_all_ms: int | None = None
         self._thinned_ms: dict[str, int] = {}
         """Per model, the last window whose verdict was thinned since this process began."""
 
@@ -100,9 +119,9 @@ class Housekeeping:
             due = self._retained_ms is None or now_ms - self._retained_ms >= RETENTION_EVERY_MS
             lease = self._held("retention", now_ms) if due else None
             if lease is not None:
-                rolled, removed = self._roll_up(lease), self._retain(lease, now_ms)
-                done += rolled.rows + removed
-                if removed == 0 and not rolled.more:
+                removed = self._retain(lease, now_ms)
+                done += removed
+                if removed == 0 and not self._round:
                     self._retained_ms = now_ms
             due = self._checked_ms is None or now_ms - self._checked_ms >= LEDGER_EVERY_MS
             lease = self._held("ledger", now_ms) if due else None
@@ -111,6 +130,7 @@ class Housekeeping:
                 self._checked_ms = now_ms
         except ConflictError:
             self._leases.clear()
+            self._round.clear()
             log.info("housekeeping_lost_lease", owner=self._owner)
         return done
 
@@ -142,47 +162,81 @@ class Housekeeping:
 
     # --- retention ----------------------------------------------------------------------------------
 
-    def _newest_ms(self) -> Mapping[str, int]:
-        """The newest event time of each model."""
-        with self._store.read() as connection:
-            return {
-                row.model: row.newest
-                for row in connection.execute(
-                    select(
-                        watermarks.c.model, func.max(watermarks.c.newest_ms).label("newest")
-                    ).group_by(watermarks.c.model)
-                )
-            }
-
-    def _roll_up(self, lease: Lease) -> Rolled:
-        keep = self._retention
-        kept = Kept(panes_ms=keep.panes_ms, hours_ms=keep.hours_ms, days_ms=keep.days_ms)
-        watched = load_contracts(self._store)
-        rows, more = 0, False
-        for model, newest_ms in self._newest_ms().items():
-            row = watched.get(model)
-            contract = None if row is None else row.contract
-            done = roll_up(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK)
-            rows, more = rows + done.rows, more or done.more
-        return Rolled(rows, more)
-
     def _retain(self, lease: Lease, now_ms: int) -> int:
-        keep = self._retention
-        watched = load_contracts(self._store)
+        """Do a part of a round; `_round` is empty afterwards when it was the last. Return the rows removed."""
+        looks = self._looks()
+        if not self._round:
+            self._begin_round(looks, now_ms)
         removed = 0
-        for model, newest_ms in self._newest_ms().items():
-            with self._store.write() as connection:
-                check(connection, lease)
-                row = watched.get(model)
-                contract = None if row is None else row.contract
-                removed += _forget_model(connection, model, contract, newest_ms, keep)
-                removed += self._thin_verdicts(
-                    connection, model, newest_ms - keep.verdict_detail_ms
-                )
+        turn = list(self._round)[:MODELS_PER_TICK]
+        with self._store.read() as connection:
+            oldest = oldest_of(connection, turn)
+        for model in turn:
+            del self._round[model]
+            gone, more = self._retain_model(lease, looks[model], oldest[model])
+            removed += gone
+            if more:
+                self._round[model] = None  # its turn comes again after the others'
+            else:
+                self._settled[model] = looks[model]
         with self._store.write() as connection:
             check(connection, lease)
-            removed += _forget_by_clock(connection, now_ms, keep)
-        return removed
+            return removed + _forget_by_clock(connection, now_ms, self._retention)
+
+    def _looks(self) -> dict[str, _Look]:
+        self._contracts.refresh()
+        with self._store.read() as connection:
+            found = stands(connection)
+        return {m: _Look(m, stand, self._contracts.rows.get(m)) for m, stand in found.items()}
+
+    def _begin_round(self, looks: Mapping[str, _Look], now_ms: int) -> None:
+        """Take the models that have moved; now and then every model: see LOOK_AT_ALL_MS."""
+        if self._looked_at_all_ms is None or now_ms - self._looked_at_all_ms >= LOOK_AT_ALL_MS:
+            self._settled.clear()
+            self._looked_at_all_ms = now_ms
+        moved = (m for m, look in looks.items() if look != self._settled.get(m))
+        self._round = dict.fromkeys(moved)
+
+    def _retain_model(self, lease: Lease, look: _Look, oldest: Oldest) -> tuple[int, bool]:
+        """Return the rows that went, and whether more may be due at once."""
+        keep, newest_ms = self._retention, look.stand.newest_ms
+        contract = None if look.row is None else look.row.contract
+        model = look.model
+        kept = Kept(panes_ms=keep.panes_ms, hours_ms=keep.hours_ms, days_ms=keep.days_ms)
+        rolled, ages = Rolled(0, more=False), oldest.may_age(newest_ms, kept)
+        if ages or oldest.may_seal(newest_ms, watched=contract is not None):
+            rolled = roll_up(
+                *(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK),
+                only_panes=not ages,
+            )
+        if not self._may_forget(model, contract, oldest, newest_ms):
+            return rolled.rows, rolled.more
+        with self._store.write() as connection:
+            check(connection, lease)
+            removed = _forget_model(connection, model, contract, newest_ms, keep)
+            removed += self._thin_verdicts(connection, model, newest_ms - keep.verdict_detail_ms)
+        return rolled.rows + removed, removed > 0 or rolled.more
+
+    def _may_forget(
+        self, model: str, contract: Contract | None, oldest: Oldest, newest_ms: int
+    ) -> bool:
+        """Whether anything but counts and gauges may be older than it is kept."""
+        keep = self._retention
+        detail_ms = newest_ms - keep.verdict_detail_ms
+        labels_ms = _labels_kept_ms(contract, keep)
+        whole_ms = oldest.judged_ms  # the oldest window whose verdict has its details
+        if model in self._thinned_ms:
+            length_ms = 1 if contract is None else contract.windows.length_ms
+            whole_ms = self._thinned_ms[model] + length_ms
+        return oldest.left_out_run is not None or any(
+            start_ms is not None and start_ms < before_ms
+            for start_ms, before_ms in (
+                (oldest.sample_ms, newest_ms - keep.samples_ms),
+                (oldest.expire_to_ms, _expire_to_ms(newest_ms - labels_ms, labels_ms)),
+                (oldest.superseded_ms, detail_ms),
+                (whole_ms, detail_ms),
+            )
+        )
 
     def _thin_verdicts(self, connection: Connection, model: str, before_ms: int) -> int:
         """Delete old superseded revisions, and the large figures of the ones that stay."""
@@ -217,20 +271,30 @@ def _forget_model(
     connection: Connection, model: str, contract: Contract | None, newest_ms: int, keep: Retention
 ) -> int:
     """Forget what is old. `contract` is None for a model that is watched no more."""
-    labels_ms = keep.labels_ms
     if contract is not None:
         judged_ms = judged_to_ms(connection, model)
         if judged_ms is None or unjoined(connection, model):
             return 0
         newest_ms = min(newest_ms, judged_ms)
-        horizon_ms = contract.labels.horizon_ms or 0
-        # A label makes a new revision of its window, and that needs the window's counts.
-        labels_ms = max(labels_ms, horizon_ms + 2 * contract.windows.length_ms)
     removed = _forget_samples(connection, model, newest_ms - keep.samples_ms)
     # Only the joiner knows what has joined, so it lets go of labels and their performance.
+    labels_ms = _labels_kept_ms(contract, keep)
     before_ms = newest_ms - labels_ms
-    ask_expiry(connection, model, start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS)))
+    ask_expiry(connection, model, _expire_to_ms(before_ms, labels_ms))
     return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
+
+
+def _labels_kept_ms(contract: Contract | None, keep: Retention) -> int:
+    """How long labels are kept: one makes a new revision of its window, which needs the window's counts."""
+    if contract is None:
+        return keep.labels_ms
+    horizon_ms = contract.labels.horizon_ms or 0
+    return max(keep.labels_ms, horizon_ms + 2 * contract.windows.length_ms)
+
+
+def _expire_to_ms(before_ms: int, labels_ms: int) -> int:
+    """Up to where joiners are asked to let go, in steps."""
+    return start_of(before_ms, max(1, labels_ms // EXPIRY_STEPS))
 
 
 def _forget_samples(connection: Connection, model: str, before_ms: int) -> int:

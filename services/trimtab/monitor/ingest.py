@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from sqlalchemy import select
@@ -20,6 +20,7 @@ from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
 from trimtab.events.cloudevents import Role
 from trimtab.identities import Identities
+from trimtab.monitor.decode import Reading
 from trimtab.monitor.metrics import METRICS
 from trimtab.monitor.partition import Flush, OwnedPartition
 from trimtab.monitor.views import ModelView
@@ -28,7 +29,7 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
 from trimtab.store.engine import Store
-from trimtab.store.models import contracts_digest, load_contracts, read_cuts
+from trimtab.store.models import ContractRow, CurrentContracts, active_cuts_ids, cuts_at
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +40,42 @@ SIGHT_S = 1.0
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
+READ_RECORDS, READ_BYTES = 500, 256 * 1024
+"""Records that come in such a number, or of such a size, are read at once."""
 POLL_S = 0.2
 
 
 class _Buffer(Struct):
-    """Records of a partition that were polled but not yet flushed."""
+    """What was polled of a partition but not yet flushed: `reading`, then `waiting`."""
 
     next_offset: int
-    records: list[Record] = field(default_factory=list)
-    size: int = 0
+    reading: Reading | None = None
+    cuts: Mapping[str, ModelCuts] = field(default_factory=dict)
+    """Those known when the reading began, as its contracts are: the two belong together."""
+    waiting: list[Sequence[Record]] = field(default_factory=list)
+    """Records not read yet: few, or a batch in trouble."""
+    waiting_bytes: int = 0
     since_s: float = 0.0
-    end_offset: int | None = None
+
+    @property
+    def waits(self) -> int:
+        """Records not read yet."""
+        return sum(map(len, self.waiting))
+
+    @property
+    def records(self) -> int:
+        """Records polled since the last flush."""
+        return self.waits + (self.reading.records if self.reading else 0)
+
+    @property
+    def units(self) -> int:
+        """Rows, labels and resources in them; a record not read yet counts as one."""
+        return self.waits + (self.reading.units if self.reading else 0)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of their values."""
+        return self.waiting_bytes + (self.reading.value_bytes if self.reading else 0)
 
 
 class _Trouble(Struct):
@@ -64,38 +90,45 @@ class Knowledge:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._digest = ""
-        self._cuts_ids: dict[str, str] = {}
+        self._contracts = CurrentContracts(store)
+        self._prepared: Mapping[str, ContractRow] = {}
+        """The contracts that `views` were made of."""
+        self._cuts_ids: Sequence[tuple[str, str]] = []
         self.views: dict[str, ModelView] = {}
         self.cuts: dict[str, ModelCuts] = {}
+        self.shortest_pane_ms: int | None = None
+        """Of all models; None without one."""
 
     def refresh(self) -> None:
-        """Load what has changed; models keep their prepared view while their revision stays."""
-        digest = contracts_digest(self._store)
-        if digest != self._digest:
-            self.views = {
-                model: view
-                if (view := self.views.get(model)) is not None and view.revision == row.revision
-                else ModelView(row.revision, row.contract)
-                for model, row in load_contracts(self._store).items()
-            }
-            self._digest = digest
+        """Load what has changed; models keep their prepared view while their revision stays.
+
+        A change makes new mappings, so that a flush under way keeps what it began with.
+        """
+        self._contracts.refresh()
+        rows = self._contracts.rows
+        if rows is not self._prepared:
+            self.views = {model: self._view(row) for model, row in rows.items()}
+            panes = (view.rules.pane_ms for view in self.views.values())
+            self.shortest_pane_ms = min(panes, default=None)
+            self._prepared = rows
         with self._store.read() as connection:
-            active = {
-                row.model: row.cuts_id
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.cuts_id).where(t.cuts.c.active)
-                )
-            }
+            active = active_cuts_ids(connection)
             if active == self._cuts_ids:
                 return
-            self.cuts = {
-                row.model: read_cuts(bytes(row.body))
-                for row in connection.execute(
-                    select(t.cuts.c.model, t.cuts.c.body).where(t.cuts.c.active)
-                )
-            }
-        self._cuts_ids = active
+            known = dict(self._cuts_ids)
+            found = {}
+            for model, cuts_id in active:
+                if known.get(model) == cuts_id:
+                    found[model] = self.cuts[model]
+                elif (cuts := cuts_at(connection, model, cuts_id)) is not None:
+                    found[model] = cuts
+        self.cuts, self._cuts_ids = found, active
+
+    def _view(self, row: ContractRow) -> ModelView:
+        view = self.views.get(row.contract.name)
+        if view is not None and view.revision == row.revision:
+            return view
+        return ModelView(row.revision, row.contract)
 
 
 class Ingest:
@@ -239,7 +272,7 @@ class Ingest:
         """
         confirmed = self._identities.confirm(partitions)
         for partition in sorted(confirmed.other & self.owned.keys()):
-            waiting = len(self._buffers[partition].records)
+            waiting = self._buffers[partition].records
             self.counters["identities_changed"] += 1
             log.error(
                 "%s[%d] was made again: its offsets start a ledger of their own. %d messages that were "
@@ -285,10 +318,45 @@ class Ingest:
             return  # fetched before a seek
         if not buffer.records:
             buffer.since_s = self._monotonic()
-        buffer.records.extend(records)
-        buffer.size += sum(len(r.value) for r in records if r.value)
+        if records:
+            buffer.waiting.append(records)
         buffer.next_offset = batch.next_offset
-        buffer.end_offset = batch.end_offset
+        careful = partition in self._trouble
+        if buffer.waits >= READ_RECORDS and not careful:
+            self._read_now(partition, buffer)
+            return
+        buffer.waiting_bytes += sum(len(record.value or b"") for record in records)
+        if buffer.waiting_bytes >= READ_BYTES and not careful:
+            self._read_now(partition, buffer)
+
+    def _read_now(self, partition: Partition, buffer: _Buffer) -> None:
+        """Turn what waits into columns while the processor's cache still holds it.
+
+        Few records wait for the flush instead: a contract applied a moment ago is known by then.
+        """
+        try:
+            self._read(partition, buffer)
+        except Exception as error:  # noqa: BLE001 - no payload may stop its partition
+            self._counting_failed(partition, self.owned[partition], error)
+
+    def _read(self, partition: Partition, buffer: _Buffer) -> Reading:
+        """Read what waits; return all that was read since the last flush."""
+        if buffer.reading is None:
+            buffer.reading = self._new_reading(partition)
+            buffer.cuts = self.knowledge.cuts
+        for records in buffer.waiting:
+            buffer.reading.add(records)
+        buffer.waiting, buffer.waiting_bytes = [], 0
+        return buffer.reading
+
+    def _new_reading(self, partition: Partition) -> Reading:
+        trouble = self._trouble.get(partition)
+        return Reading(
+            self.roles[partition.topic],
+            partition.topic,
+            self.knowledge.views,
+            trouble.poison if trouble else frozenset(),
+        )
 
     def _work(self, lost: Sequence[Lost]) -> None:
         if self._store_retry_s is not None:
@@ -321,12 +389,12 @@ class Ingest:
 
     def _is_full(self, partition: Partition) -> bool:
         buffer = self._buffers[partition]
-        return len(buffer.records) >= self.flush_rows or buffer.size >= BUFFER_BYTES_MAX
+        return buffer.units >= self.flush_rows or buffer.value_bytes >= BUFFER_BYTES_MAX
 
     def _flush_interval_s(self) -> float:
         """Flush at least twice per pane of the fastest model, so that its windows close in time."""
-        panes = [view.rules.pane_ms for view in self.knowledge.views.values()]
-        return min([self.flush_s, *(pane / 2_000 for pane in panes)])
+        pane_ms = self.knowledge.shortest_pane_ms
+        return self.flush_s if pane_ms is None else min(self.flush_s, pane_ms / 2_000)
 
     # --- flushing ---------------------------------------------------------------------------------
 
@@ -370,33 +438,35 @@ class Ingest:
 
     def _flush(self, partition: Partition, owned: OwnedPartition, end: int | None) -> None:
         buffer = self._buffers[partition]
-        trouble = self._trouble.get(partition)
-        for records, next_offset in self._cut(buffer, owned, trouble):
+        for reading, cuts, next_offset in self._batches(partition, buffer, owned):
             flush = owned.flush(
-                records,
+                reading,
                 next_offset,
-                self.knowledge.views,
-                self.knowledge.cuts,
+                cuts,
                 self.now_ms(),
                 end_offset=end,
                 caught_up=end is not None and next_offset >= end,
-                poison=trouble.poison if trouble else frozenset(),
             )
             self._account(partition, flush)
-        self._buffers[partition] = _Buffer(owned.next_offset, end_offset=end)
+        self._buffers[partition] = _Buffer(owned.next_offset)
+        trouble = self._trouble.get(partition)
         if trouble and owned.next_offset >= trouble.until:
             del self._trouble[partition]
 
-    def _cut(
-        self, buffer: _Buffer, owned: OwnedPartition, trouble: _Trouble | None
-    ) -> list[tuple[list[Record], int]]:
-        """Return the batches to flush: one, or single records while a batch is in trouble."""
-        if trouble is None or owned.next_offset >= trouble.until:
-            return [(buffer.records, buffer.next_offset)]
-        careful = [r for r in buffer.records if r.offset < trouble.until]
-        rest = buffer.records[len(careful) :]
-        batches = [([record], record.offset + 1) for record in careful]
-        return [*batches, (rest, buffer.next_offset)]
+    def _batches(
+        self, partition: Partition, buffer: _Buffer, owned: OwnedPartition
+    ) -> Iterator[tuple[Reading, Mapping[str, ModelCuts], int]]:
+        """Yield (batch, its cuts, offset after it) to flush: one, or single records while one is in trouble."""
+        trouble = self._trouble.get(partition)
+        if trouble is not None and owned.next_offset < trouble.until:
+            records = [record for some in buffer.waiting for record in some]
+            careful = [record for record in records if record.offset < trouble.until]
+            for record in careful:
+                reading = self._new_reading(partition)
+                reading.add([record])
+                yield reading, self.knowledge.cuts, record.offset + 1
+            buffer.waiting = [records[len(careful) :]]
+        yield self._read(partition, buffer), buffer.cuts, buffer.next_offset
 
     def _account(self, partition: Partition, flush: Flush) -> None:
         self.counters["flushes"] += 1
@@ -416,8 +486,9 @@ class Ingest:
             exc_info=error,
         )
         trouble = self._trouble.get(partition)
-        if trouble is None:
-            trouble = _Trouble(self._buffers[partition].next_offset)
+        if trouble is None or owned.next_offset >= trouble.until:  # which record is not known yet
+            poison = trouble.poison if trouble else frozenset()
+            trouble = _Trouble(self._buffers[partition].next_offset, poison)
         else:  # one record at a time: it is the one at the stored offset
             trouble = _Trouble(trouble.until, trouble.poison | {self._culprit(partition, owned)})
         self._trouble[partition] = trouble
@@ -425,9 +496,8 @@ class Ingest:
 
     def _culprit(self, partition: Partition, owned: OwnedPartition) -> int:
         buffer = self._buffers[partition]
-        return next(
-            (r.offset for r in buffer.records if r.offset >= owned.next_offset), owned.next_offset
-        )
+        offsets = (record.offset for records in buffer.waiting for record in records)
+        return next((o for o in offsets if o >= owned.next_offset), owned.next_offset)
 
     def _lose(self, loss: Lost) -> None:
         owned = self.owned.get(loss.partition)

@@ -20,12 +20,13 @@ from trimtab.store.labels import (
     StoredRun,
     claim_joiner,
     commit_merge,
+    merged_positions,
     newest_run,
+    newest_runs,
     release_joiner,
     runs_after,
     runs_between,
     shards_to_expire,
-    shards_with_runs,
 )
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ BATCH_ROWS = 100_000
 LOOK_BACK_RUNS = 500
 """Transactions of several partitions commit out of the order of their ids; later ones look back."""
 LOOK_AT_ALL_MS = 60_000
+EXPIRIES_PER_TICK = 50
+"""A fleet is asked to let go of old labels all at once; what has come to be joined goes first."""
 CHECKPOINT_ROWS = 500_000
 CHECKPOINT_RUNS = 1_000
 """A checkpoint is made after so many rows or runs: more a rebuild need not read."""
@@ -79,14 +82,23 @@ class Joiner:
         return rows
 
     def _candidates(self, now_ms: int) -> list[tuple[str, int]]:
-        """Return the shards that may have runs to merge: with new ones, or with more than one batch."""
+        """Return the shards that have something to do: runs that nobody has merged, or to let go."""
         look_at_all = now_ms - self._looked_at_all_ms >= LOOK_AT_ALL_MS
         with self._store.read() as connection:
             newest = newest_run(connection)
             # SQLite gives ids of deleted runs away again.
             after_id = 0 if look_at_all else min(self._seen_id, newest) - LOOK_BACK_RUNS
-            found = set(shards_with_runs(connection, after_id)) | self._behind
-            found |= set(shards_to_expire(connection))
+            newest_seqs = newest_runs(connection, max(0, after_id))
+            stored = merged_positions(
+                connection,
+                sorted({model for model, shard in newest_seqs.keys() - self._owned.keys()}),
+            )
+            found = self._behind | set(shards_to_expire(connection, EXPIRIES_PER_TICK))
+        for key, seqs in newest_seqs.items():
+            owned = self._owned.get(key)
+            merged = stored.get(key, {}) if owned is None else owned.claim.positions
+            if any(seq > merged.get(partition_id, 0) for partition_id, seq in seqs.items()):
+                found.add(key)
         self._seen_id, self._behind = newest, set()
         if look_at_all:
             self._looked_at_all_ms = now_ms

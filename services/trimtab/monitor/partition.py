@@ -17,16 +17,9 @@ from sqlalchemy import Connection
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.columns import Ints, Numbers, Rows, concatenate, number_list
 from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
-from trimtab.monitor.decode import (
-    Decoded,
-    LabelColumns,
-    Reject,
-    ResourceRow,
-    decode_records,
-)
+from trimtab.monitor.decode import Decoded, LabelColumns, Reading, Reject, ResourceRow
 from trimtab.monitor.sampling import Sampler
 from trimtab.monitor.views import ModelView, Views
-from trimtab.source import Record
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import ModelCuts
@@ -205,23 +198,22 @@ class OwnedPartition:
 
     def flush(
         self,
-        records: Sequence[Record],
+        reading: Reading,
         next_offset: int,
-        views: Views,
         cuts: Mapping[str, ModelCuts],
         now_ms: int,
         *,
         end_offset: int | None = None,
         caught_up: bool = False,
-        poison: frozenset[int] = frozenset(),
     ) -> Flush:
         """Count a batch and store it with its offsets in one transaction.
 
-        `records` are those in [next_offset of the last flush, next_offset); `views` and `cuts` are in
-        force for all of them; offsets in `poison` are rejected unread. Raises ConflictError when another owner has taken the partition; after
-        any exception this object must be dropped.
+        `reading` holds the records in [next_offset of the last flush, next_offset) and the contracts in
+        force for them; `cuts` are those of their models. Raises ConflictError when another owner has
+        taken the partition; after any exception this object must be dropped.
         """
-        flush = self._prepare(records, next_offset, views, cuts, now_ms, poison)
+        views = reading.views
+        flush = self._prepare(reading, next_offset, cuts, now_ms)
         with self.store.write() as connection:
             self.flush_seq = ledger.advance(
                 connection,
@@ -267,19 +259,14 @@ class OwnedPartition:
         self.has_losses = True
 
     def _prepare(
-        self,
-        records: Sequence[Record],
-        next_offset: int,
-        views: Views,
-        cuts: Mapping[str, ModelCuts],
-        now_ms: int,
-        poison: frozenset[int],
+        self, reading: Reading, next_offset: int, cuts: Mapping[str, ModelCuts], now_ms: int
     ) -> Flush:
-        decoded = decode_records(records, self.role, self.claim.topic, views, poison)
-        flush = Flush(self.next_offset, next_offset, len(records), units=decoded.units)
+        decoded, views = reading.decoded(), reading.views
+        flush = Flush(self.next_offset, next_offset, reading.records, units=decoded.units)
         flush.fast = decoded.fast
-        if records:
-            flush.record_ms, flush.first_record_ms = records[-1].timestamp, records[0].timestamp
+        if reading.records:
+            flush.first_record_ms = int(decoded.stamps_ms[0])
+            flush.record_ms = int(decoded.stamps_ms[-1])
         flush.classes.update(decoded.ignored)
         for model in sorted(self.held & cuts.keys() & views.keys()):
             self._release(flush, views[model], cuts[model])
@@ -288,14 +275,14 @@ class OwnedPartition:
         for model, labels in decoded.labels.items():
             self._activate(flush, views[model])
             self._labels(flush, views[model], labels)
-        self._resources(flush, decoded, records, views)
+        self._resources(flush, decoded, views)
         for key in decoded.ignored:  # a contract that only refuses is in force, too
             if key.model in views:
                 self._activate(flush, views[key.model])
         for reject in decoded.rejects:
             if reject.model in views:
                 self._activate(flush, views[reject.model])
-            self._reject(flush, reject, records[reject.record])
+            self._reject(flush, reject, decoded)
         return flush
 
     def _activate(self, flush: Flush, view: ModelView) -> None:
@@ -303,16 +290,16 @@ class OwnedPartition:
             flush.revisions[view.model] = view.revision
             self.revisions[view.model] = view.revision
 
-    def _reject(self, flush: Flush, reject: Reject, record: Record) -> None:
+    def _reject(self, flush: Flush, reject: Reject, decoded: Decoded) -> None:
         flush.classes[ClassKey(reject.unit, reject.model, "rejected", reject.reason)] += reject.rows
         flush.rejected.append(
             flushes.RejectedPayload(
-                record.offset,
-                record.timestamp,
+                int(decoded.offsets[reject.record]),
+                int(decoded.stamps_ms[reject.record]),
                 reject.model,
                 reject.reason,
                 reject.detail,
-                (record.value or b"")[: flushes.PAYLOAD_BYTES_MAX],
+                decoded.payloads[reject.record],
             )
         )
 
@@ -505,9 +492,7 @@ class OwnedPartition:
             )
             flush.runs.append((view.model, shard, part))
 
-    def _resources(
-        self, flush: Flush, decoded: Decoded, records: Sequence[Record], views: Views
-    ) -> None:
+    def _resources(self, flush: Flush, decoded: Decoded, views: Views) -> None:
         gauges: dict[tuple[str, int, str, str], dict[str, list[float]]] = {}
 
         def add(row: ResourceRow) -> None:
@@ -519,14 +504,14 @@ class OwnedPartition:
         for row in decoded.resources:
             view = views[row.model]
             self._activate(flush, view)
-            if row.time_ms > records[row.record].timestamp + view.rules.future_ms:
+            if row.time_ms > decoded.stamps_ms[row.record] + view.rules.future_ms:
                 text = f"Event time {row.time_ms} is beyond its Kafka timestamp."
                 decoded.rejects.append(Reject(row.record, "resource", row.model, "future", text))
                 continue
             flush.classes[ClassKey("resource", row.model, "counted")] += 1
             add(row)
         for row in decoded.beside:
-            if row.time_ms <= records[row.record].timestamp + views[row.model].rules.future_ms:
+            if row.time_ms <= decoded.stamps_ms[row.record] + views[row.model].rules.future_ms:
                 add(row)
         flush.resources = {key: ResourceState.observe(values) for key, values in gauges.items()}
 

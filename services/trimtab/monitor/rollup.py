@@ -51,11 +51,14 @@ def roll_up(
     newest_ms: int,
     kept: Kept,
     limit: int,
+    *,
+    only_panes: bool = False,
 ) -> Rolled:
     """Do each step once for a model, about `limit` rows of each.
 
-    `contract` is None for a model that is watched no more, `newest_ms` its newest event time. Raises
-    ConflictError when the lease is another's now; the step that found out leaves nothing behind.
+    `contract` is None for a model that is watched no more, `newest_ms` its newest event time. With
+    `only_panes` nothing of it is old enough for more than the first step. Raises ConflictError when the
+    lease is another's now; the step that found out leaves nothing behind.
     """
     with store.read() as connection:
         stands = None if contract is None else standing(connection, contract)
@@ -65,8 +68,11 @@ def roll_up(
     seen = None if stands is None else stands.seen
     sealed_before_ms = newest_ms if stands is None else stands.evaluated_to_ms
     limits = fold_limits(kept, newest_ms, judged)
+    first = partial(plan_panes, model=model, seen=seen, before_ms=sealed_before_ms, limit=limit)
+    if only_panes:
+        return _do(store, lease, first)
     steps = (
-        partial(plan_panes, model=model, seen=seen, before_ms=sealed_before_ms, limit=limit),
+        first,
         _plan_of(model, Resolution.HOUR, limits.panes_ms, limit),
         _plan_of(model, Resolution.DAY, limits.hours_ms, limit),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from trimtab.contracts.model import Contract
-from trimtab.events.cloudevents import TypedInferenceDecoder, typed_inference_decoder
+from trimtab.events.typed import TypedInferenceDecoder, typed_inference_decoder
 from trimtab.windows.lateness import TimeRules
 
 MOST_EXTRAS = 64

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import methodcaller
-from typing import Any
+from typing import Any, overload
 from uuid import UUID
 
 import msgspec
@@ -26,11 +26,13 @@ from trimtab.source import (
     POLL_FETCH_BYTES,
     RETRY_S,
     SESSION_TIMEOUT_MS,
+    UNREADABLE,
+    Columns,
+    Headers,
     Identity,
     Lost,
     Partition,
     Polled,
-    Record,
     SourceAwayError,
     SourceError,
     UnreadableHeadersError,
@@ -55,45 +57,82 @@ _ASK_LIMIT_S = ASK_LIMIT_MS / 1000
 _CONFIRM_LIMIT_S = CONFIRM_LIMIT_MS / 1000
 
 
-class LazyHeaders(Struct, gc=False, frozen=True):
-    """Headers of a message, taken apart when somebody looks: that costs as much as reading the rest."""
-
-    message: Any
-
-    def _read(self) -> list[tuple[str, bytes | None]]:
-        try:
-            return self.message.headers() or []
-        except (
-            SystemError,
-            UnicodeDecodeError,
-        ) as error:  # the client raises the first for the second
-            raise UnreadableHeadersError(f"The name of a header is no UTF-8 ({error}).") from error
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-    def __iter__(self) -> Iterator[tuple[str, bytes | None]]:
-        return iter(self._read())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._read()[index]
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._read()
-
-
 class ConfluentRecord(Struct, gc=False, frozen=True):
     """One message."""
 
-    offset: int
-    timestamp: int
-    value: bytes | None
     message: Any
 
     @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]:
-        """Names and values in the order sent."""
-        return LazyHeaders(self.message)  # type: ignore[return-value]
+    def offset(self) -> int:
+        """Its place in the partition."""
+        offset: int = self.message.offset()
+        return offset
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch."""
+        timestamp: int = self.message.timestamp()[1]
+        return timestamp
+
+    @property
+    def value(self) -> bytes | None:
+        """The payload."""
+        value: bytes | None = self.message.value()
+        return value
+
+    @property
+    def headers(self) -> Headers:
+        """Names and values in the order sent. Raises UnreadableHeadersError."""
+        return _headers(self.message)
+
+
+class ConfluentRecords(Sequence[ConfluentRecord]):
+    """Messages of one partition. Records are made when they are looked at, `columns` without any."""
+
+    def __init__(self, messages: list[Any]) -> None:
+        self.messages = messages
+
+    def __len__(self) -> int:
+        """Number of messages."""
+        return len(self.messages)
+
+    @overload
+    def __getitem__(self, index: int) -> ConfluentRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> ConfluentRecords: ...
+    def __getitem__(self, index: int | slice) -> ConfluentRecord | ConfluentRecords:
+        """Return a record, or some of the messages."""
+        if isinstance(index, slice):
+            return ConfluentRecords(self.messages[index])
+        return ConfluentRecord(self.messages[index])
+
+    def columns(self) -> Columns:
+        """Return the messages as columns."""
+        messages = self.messages
+        first, last = messages[0].offset(), messages[-1].offset()
+        return Columns(
+            # Offsets grow, so where none is missing they need not be asked for one by one.
+            range(first, last + 1)
+            if last - first == len(messages) - 1
+            else [message.offset() for message in messages],
+            [stamp for _, stamp in map(_TIMESTAMP, messages)],
+            list(map(_VALUE, messages)),
+            lambda: [_headers_or_mark(message) for message in messages],
+        )
+
+
+def _headers(message: Any) -> Headers:
+    try:
+        return message.headers() or ()
+    except (SystemError, UnicodeDecodeError) as error:  # the client raises the first for the second
+        raise UnreadableHeadersError(f"The name of a header is no UTF-8 ({error}).") from error
+
+
+def _headers_or_mark(message: Any) -> Headers:
+    try:
+        return message.headers() or ()
+    except (SystemError, UnicodeDecodeError):
+        return UNREADABLE
 
 
 class _Place(Struct):
@@ -267,33 +306,39 @@ class ConfluentSource:
         # `consume` waits until it has all it was asked for: ask for one, then take what is there.
         messages = self._consumer.consume(1, timeout_s)
         if messages and self._poll_records > 1:
-            messages += self._consumer.consume(self._poll_records - 1, LINGER_S)
-        taken: dict[Partition, list[Record]] = {}
+            # Of large messages fewer, so that the caller can work on them in pieces.
+            likely = max(1, len(messages[0].value() or b""))
+            most = min(self._poll_records - 1, max(1, POLL_FETCH_BYTES // likely))
+            messages += self._consumer.consume(most, LINGER_S)
+        taken: dict[Partition, list[Any]] = {}
         lost: list[Lost] = []
         for (topic, number, fine), run in self._runs(messages):
             if fine:
-                self._take(Partition(topic, number), list(run), taken)
+                self._take(Partition(topic, number), run, taken)
             else:
                 for message in run:
                     lost += self._told(message)
         return {
             partition: Polled(
-                records,
+                ConfluentRecords(run),
                 self._places[partition].position or 0,
                 self.progress(partition)[1],
             )
-            for partition, records in taken.items()
+            for partition, run in taken.items()
         }, lost
 
-    def _runs(self, messages: list[Any]) -> Iterable[tuple[tuple[str, int, bool], Iterable[Any]]]:
+    def _runs(self, messages: list[Any]) -> Iterable[tuple[tuple[str, int, bool], list[Any]]]:
         """Yield runs of messages of one partition, errors apart, as ((topic, partition, fine), messages)."""
         topics = {partition.topic for partition in self._places}
-        if len(topics) != 1 or any(message.error() is not None for message in messages):
-            yield from groupby(messages, _run_of)
+        if (
+            len(topics) == 1
+            and not [message for message in messages if message.error() is not None]
+            and len(set(map(_NUMBER, messages))) == 1
+        ):  # of one partition, as usual: a third of the time for every message
+            yield (next(iter(topics)), messages[0].partition(), True), messages
             return
-        # Of one topic, as usual, the number alone tells: a third of the time for every message.
-        for number, run in groupby(messages, _NUMBER):
-            yield (next(iter(topics)), number, True), run
+        for key, run in groupby(messages, _run_of):
+            yield key, list(run)
 
     def _place(self) -> None:
         """Tell librdkafka what flows and from where."""
@@ -309,17 +354,16 @@ class ConfluentSource:
             log.warning("Kafka's client did not take what is to be read; again: %s", _text(error))
 
     def _take(
-        self, partition: Partition, run: list[Any], taken: dict[Partition, list[Record]]
+        self, partition: Partition, run: list[Any], taken: dict[Partition, list[Any]]
     ) -> None:
         place = self._places.get(partition)
         if place is None or place.position is None or not place.flowing or self._moved:
             return  # it is placed again at the next poll, and read from where we stand
         if run[0].offset() < place.position:
             run = [message for message in run if message.offset() >= place.position]
-        records = [ConfluentRecord(m.offset(), m.timestamp()[1], m.value(), m) for m in run]
-        if records:
-            taken.setdefault(partition, []).extend(records)
-            place.position = records[-1].offset + 1
+        if run:
+            taken.setdefault(partition, []).extend(run)
+            place.position = run[-1].offset() + 1
         place.heard = True
 
     def _told(self, message: Any) -> list[Lost]:
@@ -537,7 +581,7 @@ class ConfluentSource:
         self._asking = None
 
 
-_NUMBER = methodcaller("partition")
+_NUMBER, _TIMESTAMP, _VALUE = map(methodcaller, ("partition", "timestamp", "value"))
 
 
 def _run_of(message: Any) -> tuple[str, int, bool]:

@@ -70,18 +70,23 @@ def _exact_sums(q: npt.NDArray[np.float64], largest: float) -> tuple[int, int]:
         raise ValueError(f"{q.size} rows in one call, at most {MAX_ROWS}; split the batch.")
     # As long as every partial sum is an integer below 2**53, float64 addition is exact in any order.
     if largest * largest * q.size < _EXACT:
-        return int(q.sum()), int(q @ q)
+        return int(q.sum()), int(_squares(q))
     rows = int(_EXACT / (largest * largest)) - 1
     if rows >= _LEAST_BLOCK:
         blocks = [q[start : start + rows] for start in range(0, q.size, rows)]
         return sum(int(block.sum()) for block in blocks), sum(
-            int(block @ block) for block in blocks
+            int(_squares(block)) for block in blocks
         )
     # q = high * 2**18 + low with 0 <= low < 2**18: each product stays below 2**36.
     whole = q.astype(np.int64)
     high, low = whole >> _HALF_BITS, whole & (_HALF - 1)
     squares = int(high @ high) * _HALF * _HALF + 2 * int(high @ low) * _HALF + int(low @ low)
     return int(whole.sum()), squares
+
+
+def _squares(q: npt.NDArray[np.float64]) -> float:
+    """Return the sum of q². Not `q @ q`: BLAS shares long products out to threads, which wait spinning."""
+    return float(np.einsum("i,i", q, q))
 
 
 def int_to_bytes(value: int) -> bytes:

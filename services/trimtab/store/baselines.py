@@ -26,7 +26,7 @@ from trimtab.stats.cuts import (
     numeric_column,
 )
 from trimtab.store.engine import Store
-from trimtab.store.models import active_cuts, load_contracts, save_cuts
+from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
@@ -462,7 +462,7 @@ def fit_from_file(
     file is one window, good for figures only. With `label_column` the reference's quality is noted
     beside it. Raises ReferenceFileError that names file, line and column, and nothing is stored.
     """
-    row = load_contracts(store).get(model)
+    row = current_contract(store, model)
     if row is None:
         raise NotFoundError(f"There is no model {model!r}. `trimtab model apply FILE` adds it.")
     contract = row.contract

@@ -41,7 +41,7 @@ PREDICTION, LABEL = "prediction", "label"
 """Kinds of runs."""
 DUPLICATES_SHARD = -1
 """Of predictions that the sample leaves out: they are kept for finding duplicates, and no joiner reads them."""
-PANES_PER_QUERY = 500
+PANES_PER_QUERY = MODELS_PER_QUERY = 500
 BEGINNING_MS = -(2**62)
 """Before every event time."""
 
@@ -426,23 +426,51 @@ def newest_run(connection: Connection) -> int:
     return int(connection.scalar(select(func.max(label_runs.c.id))) or 0)
 
 
-def shards_with_runs(connection: Connection, after_id: int) -> list[tuple[str, int]]:
-    """Return every (model, shard) with a run of a higher id than `after_id`."""
-    found = connection.execute(
-        select(label_runs.c.model, label_runs.c.shard)
-        .where(label_runs.c.id > after_id, label_runs.c.shard != DUPLICATES_SHARD)
-        .distinct()
-        .order_by(label_runs.c.model, label_runs.c.shard)
+def newest_runs(connection: Connection, after_id: int) -> dict[tuple[str, int], dict[int, int]]:
+    """Return of every (model, shard) with runs of a higher id than `after_id` their newest sequence numbers.
+
+    These are by partition id. `after_id` 0 takes all runs, from an index alone.
+    """
+    query = (
+        select(
+            label_runs.c.partition_id,
+            label_runs.c.model,
+            label_runs.c.shard,
+            func.max(label_runs.c.seq),
+        )
+        .where(label_runs.c.shard != DUPLICATES_SHARD)
+        .group_by(label_runs.c.partition_id, label_runs.c.model, label_runs.c.shard)
     )
-    return [(row.model, row.shard) for row in found]
+    if after_id:
+        query = query.where(label_runs.c.id > after_id)
+    found: dict[tuple[str, int], dict[int, int]] = {}
+    for partition_id, model, shard, seq in connection.execute(query):
+        found.setdefault((model, shard), {})[partition_id] = seq
+    return found
 
 
-def shards_to_expire(connection: Connection) -> list[tuple[str, int]]:
-    """Return every (model, shard) whose joiner has been asked to let go of more than it has."""
+def merged_positions(
+    connection: Connection, names: Sequence[str]
+) -> dict[tuple[str, int], dict[int, int]]:
+    """Return how far the joiners of these models have merged, whoever owns them, by (model, shard)."""
+    found: dict[tuple[str, int], dict[int, int]] = {}
+    for start in range(0, len(names), MODELS_PER_QUERY):
+        rows = connection.execute(
+            select(joiners.c.model, joiners.c.shard, joiners.c.positions).where(
+                joiners.c.model.in_(names[start : start + MODELS_PER_QUERY])
+            )
+        )
+        found |= {(row.model, row.shard): read_positions(row.positions) for row in rows}
+    return found
+
+
+def shards_to_expire(connection: Connection, limit: int) -> list[tuple[str, int]]:
+    """Return (model, shard) of joiners that have been asked to let go of more than they have."""
     found = connection.execute(
         select(joiners.c.model, joiners.c.shard)
         .where(joiners.c.expire_to_ms > joiners.c.expired_to_ms)
-        .order_by(joiners.c.model, joiners.c.shard)
+        .order_by(joiners.c.updated_ms, joiners.c.model, joiners.c.shard)
+        .limit(limit)
     )
     return [(row.model, row.shard) for row in found]
 

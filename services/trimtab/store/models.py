@@ -1,6 +1,7 @@
-"""Models, contract revisions, versions and cuts. Pollers ask `contracts_digest` whether to reload."""
+"""Models, contract revisions, versions and cuts. Pollers keep `CurrentContracts`."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.tables import contracts, cuts, models, versions
 
+NAMES_PER_QUERY = 500
 _ENCODER = msgspec.json.Encoder()
 """Keeps the order of keys: that of `[features]` names the columns of unnamed tensors."""
 
@@ -110,7 +112,50 @@ def retire_model(store: Store, model: str, now_ms: int) -> None:
 
 def load_contracts(store: Store) -> dict[str, ContractRow]:
     """Return the current contract of every model that is not retired, by model."""
+    current = CurrentContracts(store)
+    current.refresh()
+    return current.rows
+
+
+def current_contract(store: Store, model: str) -> ContractRow | None:
+    """Return the current contract of a model; None when it is retired or there is none."""
     with store.read() as connection:
+        return _current(connection, [model]).get(model)
+
+
+class CurrentContracts:
+    """The current contract of every model that is not retired, read as they change. For one thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._revisions: Sequence[tuple[str, int]] = []
+        self.rows: dict[str, ContractRow] = {}
+        """By model, in order of the names. A change makes a new mapping; the row of a model whose
+        revision stays is the same object in it."""
+
+    def refresh(self) -> frozenset[str]:
+        """Read what has changed since the last call; return the models that are new, changed or gone."""
+        query = (
+            select(models.c.name, models.c.contract_revision)
+            .where(models.c.retired_ms.is_(None))
+            .order_by(models.c.name)
+        )
+        with self._store.read() as connection:
+            revisions = [(name, revision) for name, revision in connection.execute(query)]
+            if revisions == self._revisions:
+                return frozenset()
+            known = {model: row.revision for model, row in self.rows.items()}
+            changed = [name for name, revision in revisions if known.get(name) != revision]
+            rows = self.rows | _current(connection, changed)
+        gone = known.keys() - {name for name, _ in revisions}
+        self.rows = {name: rows[name] for name, _ in revisions}
+        self._revisions = revisions
+        return frozenset(gone | set(changed))
+
+
+def _current(connection: Connection, names: Sequence[str]) -> dict[str, ContractRow]:
+    found: dict[str, ContractRow] = {}
+    for start in range(0, len(names), NAMES_PER_QUERY):
         rows = connection.execute(
             select(contracts)
             .join(
@@ -118,21 +163,13 @@ def load_contracts(store: Store) -> dict[str, ContractRow]:
                 (models.c.name == contracts.c.model)
                 & (models.c.contract_revision == contracts.c.revision),
             )
-            .where(models.c.retired_ms.is_(None))
-            .order_by(contracts.c.model)
-        ).all()
-    return {row.model: _contract_row(row) for row in rows}
-
-
-def contracts_digest(store: Store) -> str:
-    """Return text that changes when any contract is applied or retired; one cheap query."""
-    with store.read() as connection:
-        rows = connection.execute(
-            select(models.c.name, models.c.contract_revision, models.c.retired_ms).order_by(
-                models.c.name
+            .where(
+                models.c.retired_ms.is_(None),
+                models.c.name.in_(names[start : start + NAMES_PER_QUERY]),
             )
         ).all()
-    return hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()
+        found |= {row.model: _contract_row(row) for row in rows}
+    return found
 
 
 def contract_at(store: Store, model: str, revision: int) -> ContractRow:
@@ -180,7 +217,7 @@ def _contract_row(row: Any) -> ContractRow:
     )
 
 
-@lru_cache(maxsize=4_096)  # contracts are immutable, and pollers read them again and again
+@lru_cache(maxsize=4_096)  # contracts are immutable, and read again and again
 def _contract(body: str) -> Contract:
     return msgspec.json.decode(body, type=Contract)
 
@@ -278,6 +315,12 @@ def active_cuts(source: Store | Connection, model: str) -> ModelCuts | None:
         with source.read() as connection:
             body = connection.scalar(query)
     return None if body is None else read_cuts(bytes(body))
+
+
+def active_cuts_ids(connection: Connection) -> Sequence[tuple[str, str]]:
+    """Return (model, cuts id) of all active cuts, in order of the models; from an index alone."""
+    query = select(cuts.c.model, cuts.c.cuts_id).where(cuts.c.active).order_by(cuts.c.model)
+    return [(model, cuts_id) for model, cuts_id in connection.execute(query)]
 
 
 def cuts_at(source: Connection, model: str, cuts_id: str) -> ModelCuts | None:

@@ -58,12 +58,7 @@ def fleet(
     """Return the models in order of their names, those after `after`, inside a key's scope."""
     models = tables.models
     query = select(models).where(models.c.name > after, models.c.retired_ms.is_(None))
-    query = query.order_by(models.c.name).limit(min(limit, PAGE_MAX))
-    kind, _, subject = scope.partition(":")
-    if kind == "team":
-        query = query.where(models.c.team == subject)
-    elif kind == "model":
-        query = query.where(models.c.name == subject)
+    query = query.order_by(models.c.name).limit(min(limit, PAGE_MAX)).where(*_scoped(scope))
     if search:
         query = query.where(
             or_(
@@ -140,30 +135,42 @@ def _statuses(connection: Connection, models: Sequence[Any]) -> list[ModelStatus
     return found
 
 
-def _latest(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    verdicts = tables.verdicts
-    newest = (
-        select(verdicts.c.model, func.max(verdicts.c.window_start_ms).label("start"))
-        .where(verdicts.c.model.in_(names), verdicts.c.latest)
-        .group_by(verdicts.c.model)
-        .subquery()
+def _newest() -> tuple[Table, ColumnElement[bool]]:
+    """Return (verdicts, what joins a model with that of its newest window): an index look-up each.
+
+    Grouping all verdicts instead would read every window that was ever judged.
+    """
+    models, verdicts, others = tables.models, tables.verdicts, tables.verdicts.alias()
+    start = select(func.max(others.c.window_start_ms)).where(
+        others.c.model == models.c.name, others.c.latest
     )
+    return verdicts, and_(
+        verdicts.c.model == models.c.name,
+        verdicts.c.latest,
+        verdicts.c.window_start_ms == start.scalar_subquery(),
+    )
+
+
+class _Told(Struct, frozen=True):
+    """The part of a verdict that a list shows; the rest is not decoded."""
+
+    summary: str
+
+
+def _latest(connection: Connection, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    verdicts, newest = _newest()
     rows = connection.execute(
-        select(verdicts).join(
-            newest,
-            and_(
-                verdicts.c.model == newest.c.model,
-                verdicts.c.window_start_ms == newest.c.start,
-                verdicts.c.latest,
-            ),
-        )
+        select(verdicts)
+        .select_from(tables.models)
+        .join(verdicts, newest)
+        .where(tables.models.c.name.in_(names))
     )
     return {
         row.model: {
             "outcome": row.outcome,
             "kind": row.kind,
             "reason": row.reason,
-            "summary": msgspec.json.decode(row.body)["summary"],
+            "summary": msgspec.json.decode(row.body, type=_Told).summary,
             "window_start_ms": row.window_start_ms,
             "window_end_ms": row.window_end_ms,
             "rows": row.rows,
@@ -195,14 +202,25 @@ def _arms(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def fleet_counts(store: Store, scope: str = "*") -> dict[str, int]:
     """Return how many models there are by the outcome of their latest verdict ("none": no verdict)."""
-    counts: dict[str, int] = {}
-    after = ""
-    while page := fleet(store, after=after, limit=PAGE_MAX, scope=scope):
-        for status in page:
-            key = status.outcome or "none"
-            counts[key] = counts.get(key, 0) + 1
-        after = page[-1].model
-    return counts
+    models = tables.models
+    verdicts, newest = _newest()
+    query = (
+        select(func.coalesce(verdicts.c.outcome, "none"), func.count())
+        .select_from(models)
+        .outerjoin(verdicts, newest)
+        .where(models.c.retired_ms.is_(None), *_scoped(scope))
+        .group_by(verdicts.c.outcome)
+    )
+    with store.read() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _scoped(scope: str) -> list[ColumnElement[bool]]:
+    """Return what limits `models` to a key's scope."""
+    kind, _, subject = scope.partition(":")
+    if kind == "team":
+        return [tables.models.c.team == subject]
+    return [tables.models.c.name == subject] if kind == "model" else []
 
 
 class Page(Struct, frozen=True, kw_only=True):

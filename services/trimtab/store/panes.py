@@ -520,13 +520,21 @@ def watermark(source: Store | Connection, model: str, now_ms: int) -> Watermark:
     )
     if body is None:
         return Watermark(None, "no_data")
-    contract = msgspec.json.decode(body, type=Contract)
-    rows = {row.partition_id: row for row in mark_rows(source, model)}
-    return model_watermark(
-        progress_of_model(partition_stands(source), rows, contract.source.topics),
+    return watermark_of(source, msgspec.json.decode(body, type=Contract), now_ms)[0]
+
+
+def watermark_of(
+    connection: Connection, contract: Contract, now_ms: int
+) -> "tuple[Watermark, list[MarkRow]]":
+    """Return the watermark of a model by this contract, and what every partition has brought of it."""
+    rows = mark_rows(connection, contract.name)
+    by_partition = {row.partition_id: row for row in rows}
+    mark = model_watermark(
+        progress_of_model(partition_stands(connection), by_partition, contract.source.topics),
         TimeRules.of(contract.windows),
         now_ms,
     )
+    return mark, rows
 
 
 class MarkRow(Struct, frozen=True):

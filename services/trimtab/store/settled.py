@@ -11,7 +11,7 @@ from trimtab.store.engine import Store
 from trimtab.store.labels import DUPLICATES_SHARD, read_positions
 from trimtab.store.ledger import read_ledger
 from trimtab.store.panes import watermark
-from trimtab.store.tables import contracts, joiners, label_runs, models
+from trimtab.store.tables import contracts, evaluations, joiners, label_runs, models, watermarks
 from trimtab.store.verdicts import flushed_since, joined_since, progress_of
 from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import Judged
@@ -169,3 +169,50 @@ def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
     if changed or progress.pending:
         return f"{len(progress.pending) or len(changed):,} windows to judge again"
     return ""
+
+
+class Stand(Struct, frozen=True):
+    """What decides which of a model's stored states are old: while it stays, no other state becomes so."""
+
+    newest_ms: int
+    """The newest event time of its rows."""
+    flushes: int
+    """Sum of its last flush numbers: it grows with every flush that touches the model."""
+    merges: int
+    """Sum of its joiners' positions: it grows with every merge."""
+    progress: str | None
+    """The evaluator's memory of it, as stored."""
+
+
+def stands(connection: Connection) -> dict[str, Stand]:
+    """Return where every model stands that has rows, by model."""
+    merged = (
+        select(joiners.c.model, func.sum(joiners.c.position).label("merges"))
+        .group_by(joiners.c.model)
+        .subquery()
+    )
+    marked = (
+        select(
+            watermarks.c.model,
+            func.max(watermarks.c.newest_ms).label("newest_ms"),
+            func.sum(watermarks.c.flush_seq).label("flushes"),
+        )
+        .group_by(watermarks.c.model)
+        .subquery()
+    )
+    found = connection.execute(
+        select(
+            marked.c.model,
+            marked.c.newest_ms,
+            marked.c.flushes,
+            func.coalesce(merged.c.merges, 0).label("merges"),
+            evaluations.c.state,
+        )
+        .outerjoin(merged, merged.c.model == marked.c.model)
+        .outerjoin(evaluations, evaluations.c.model == marked.c.model)
+        .order_by(marked.c.model)
+    )
+    return {
+        row.model: Stand(row.newest_ms, int(row.flushes), int(row.merges), row.state)
+        for row in found
+    }

@@ -86,6 +86,7 @@ cuts = Table(
     Column("created_ms", Ms, nullable=False),
     Column("active", Boolean, nullable=False),
     Column("source", Text, nullable=False),
+    Index(None, "active", "model", "cuts_id"),  # which are active, without reading the bodies
 )
 
 baselines = Table(

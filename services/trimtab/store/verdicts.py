@@ -14,9 +14,9 @@ from trimtab.store.engine import Store
 from trimtab.store.tables import (
     evaluations,
     panes,
-    partitions,
     performance,
     verdicts,
+    watermarks,
 )
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
@@ -231,8 +231,13 @@ def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -
     """Return the panes that were flushed after the positions `seen` (partition id to flush)."""
     found: set[int] = set()
     positions = dict(seen)
-    for partition_id in connection.scalars(select(partitions.c.id)):
+    touched = connection.execute(
+        select(watermarks.c.partition_id, watermarks.c.flush_seq).where(watermarks.c.model == model)
+    ).all()
+    for partition_id, last_seq in touched:
         key = str(partition_id)
+        if last_seq <= seen.get(key, -1):
+            continue
         rows = connection.execute(
             select(panes.c.pane_start_ms, func.max(panes.c.flush_seq))
             .where(

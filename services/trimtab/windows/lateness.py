@@ -62,13 +62,19 @@ def classify(rules: TimeRules, newest_ms: int, times_ms: Times, record_ms: Times
     its pane is at or before the seal that the rows before it have set.
     """
     panes = pane_starts(times_ms, rules.pane_ms)
-    future = times_ms > record_ms + rules.future_ms
+    future = is_future(rules, times_ms, record_ms)
     accepted = np.where(future, NEVER_MS, times_ms)
     # The maximum may include the row itself: a row's pane ends after the row, so no row seals its own.
     running = np.maximum.accumulate(np.concatenate(([newest_ms], accepted)))[1:]
     sealed = running - (rules.out_of_order_ms + rules.lateness_ms)
     too_late = ~future & (panes + rules.pane_ms <= sealed)
     return Classified(panes, future, too_late, int(running[-1]) if running.size else newest_ms)
+
+
+def is_future(rules: TimeRules, times_ms: Times, record_ms: Times) -> Mask:
+    """Return which event times lie further beyond their Kafka timestamps than any skewed clock, shape (n,)."""
+    future: Mask = times_ms > record_ms + rules.future_ms
+    return future
 
 
 def watermark_of(rules: TimeRules, newest_ms: int) -> int:

@@ -93,6 +93,9 @@ def upgrade() -> None:
         sa.Column("source", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("model", "cuts_id", name=op.f("pk_cuts")),
     )
+    op.create_index(
+        op.f("ix_cuts_active_model_cuts_id"), "cuts", ["active", "model", "cuts_id"], unique=False
+    )
     op.create_table(
         "effects",
         sa.Column("key", sa.String(length=200), nullable=False),
