@@ -530,7 +530,10 @@ class World:
             self.send()
         ends = self.read()
         if not any(m.process.is_alive() for m in self.monitors):
-            self.start_static()
+            last = (
+                self.start_static()
+            )  # there may be nothing left for it, and it must not end unborn
+            wait_for(lambda: last.trace.at_work or not last.process.is_alive(), "a claim")
         self.settle(ends)
         for monitor in self.monitors:
             if monitor.process.is_alive():
