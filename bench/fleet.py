@@ -100,6 +100,7 @@ class Fleet:
             behind = stored is None or stored.next_offset < end
             joined = self.joiner.tick(now_ms())
             judged = self.evaluator.tick(now_ms())
+            judged = judged or self.evaluator.behind
             if not (behind or joined or judged or stored is None or stored.held):
                 return
         raise SystemExit("The fleet did not come to rest.")

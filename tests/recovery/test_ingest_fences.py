@@ -987,7 +987,7 @@ def test_what_nobody_confirms_waits_in_bounded_memory_and_holds_up_no_other(stor
         send_label(log, i, "yes")
         ingest.step(0)
     assert entry(store).next_offset == 0
-    assert len(ingest._buffers[IN].records) == 20
+    assert ingest._buffers[IN].records == 20
     assert IN in ingest.source.paused
     assert entry(store, "labels").next_offset > 20
     assert ingest.counters["unconfirmed"] == 1

@@ -175,3 +175,56 @@ def test_a_model_that_nothing_moves_is_not_looked_at_again_until_something_does(
     world.writers["silent"].labels(START, [("a", "a")], predicted_rows=20)
     assert again() == {"silent"}
     world.store.close()
+
+
+def test_a_tick_looks_at_so_many_models_and_the_next_goes_on_behind_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator_module, "LOOKS_PER_TICK", 2)
+    store = open_store(f"sqlite:///{tmp_path / 'trimtab.db'}")
+    metadata.create_all(store.engine)
+    fit = np.random.default_rng(1).normal(size=500).tolist()
+    writers = [SeriesWriter(store, contract(f"m{k}"), START) for k in range(5)]
+    for writer in writers:
+        writer.fit_cuts({"x": fit}, ["a", "b"])
+        writer.rows(START, {"x": fit[:20]}, prediction=["a", "b"] * 10)
+        writer.passed(START + LENGTH)
+    judging = Evaluator(store, "one")
+    ticks = [(judging.tick(START + step), judging.behind) for step in range(3)]
+    assert ticks == [
+        (2, True),
+        (2, True),
+        (1, True),
+    ]  # m0 is looked at again: it was not found quiet
+    while judging.behind:
+        assert judging.tick(START + 10) == 0
+    with store.read() as connection:
+        assert len(connection.execute(select(verdicts.c.model)).all()) == 5
+    store.close()
+
+
+def test_a_lease_that_ran_out_unseen_is_no_reason_to_look_at_everything_again(
+    tmp_path, monkeypatch
+):
+    store = open_store(f"sqlite:///{tmp_path / 'trimtab.db'}")
+    metadata.create_all(store.engine)
+    writer = SeriesWriter(store, contract("m"), START)
+    fit = np.random.default_rng(1).normal(size=500).tolist()
+    writer.fit_cuts({"x": fit}, ["a", "b"])
+    writer.rows(START, {"x": fit[:20]}, prediction=["a", "b"] * 10)
+    writer.passed(START + LENGTH)
+    one = Evaluator(store, "one", lease_s=0.1)
+    assert (one.tick(START), one.tick(START + 1)) == (1, 0)
+    looked: list[str] = []
+    real = Evaluator._plan
+
+    def plan(self, connection, reader, now_ms):
+        looked.append(self._owner)
+        return real(self, connection, reader, now_ms)
+
+    monkeypatch.setattr(Evaluator, "_plan", plan)
+    assert one.tick(START + 200) == 0  # its own lease is over, and nobody has had it
+    assert looked == []
+    two = Evaluator(store, "two", lease_s=0.1)
+    assert two.tick(START + 400) == 0
+    assert one.tick(START + 600) == 0  # another has held it
+    assert looked == ["two", "one"]
+    store.close()

@@ -107,7 +107,7 @@ def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Eve
 
     def evaluator() -> tuple[Callable[[int], int], Callable[[], None]]:
         made = Evaluator(store, owner, lease_s=lease_s)
-        return made.tick, made.close
+        return lambda now_ms: made.tick(now_ms) or made.behind, made.close
 
     def housekeeping() -> tuple[Callable[[int], int], Callable[[], None]]:
         made = Housekeeping(

@@ -7,7 +7,8 @@ and writes verdicts, alerts, outbox and its own progress in one transaction that
 """
 
 import heapq
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +50,8 @@ from trimtab.windows.watermark import Watermark
 LEASE = "evaluator"
 WINDOWS_PER_TICK = 64
 """Per model: a backlog is worked off in transactions of this size, so that other models get their turn."""
+LOOKS_PER_TICK = 200
+"""Models looked at, beside those that have nothing: a tick ends long before its lease does, in a fleet too."""
 
 log = logs.get("evaluator")
 
@@ -99,6 +102,9 @@ class Evaluator:
         self._contracts = CurrentContracts(store)
         self._readers: dict[str, ModelReader] = {}
         self._quiet = Quiet() if skip_quiet else None
+        self._turn = ""
+        self.behind = False
+        """Whether the last tick left models to look at: the next should come soon."""
         self.failures: dict[str, str] = {}
         """Models whose last evaluation failed, and why; shown by metrics and status."""
 
@@ -113,10 +119,16 @@ class Evaluator:
         if self._quiet is not None:
             with self._store.read() as connection:
                 self._quiet.look(connection)
-        written = 0
-        for model, row in self._contracts.rows.items():
-            if self._quiet is not None and self._quiet.has_nothing(row, now_ms):
-                continue
+        written = looks = 0
+        self.behind = False
+        for model, row in self._in_turn():
+            if self._quiet is not None:
+                if self._quiet.has_nothing(row, now_ms):
+                    continue
+                if looks == LOOKS_PER_TICK:
+                    self.behind, self._turn = True, model
+                    break
+            looks += 1
             try:
                 written += self._evaluate(model, row, lease, now_ms)
                 self.failures.pop(model, None)
@@ -136,6 +148,13 @@ class Evaluator:
                 self._readers.pop(model, None)
         return written
 
+    def _in_turn(self) -> Iterable[tuple[str, ContractRow]]:
+        """Every model once, from the one at which the last tick stopped."""
+        rows = self._contracts.rows
+        names = list(rows)
+        first = bisect_left(names, self._turn)
+        return [(name, rows[name]) for name in (*names[first:], *names[:first])]
+
     def close(self) -> None:
         """Give the lease back."""
         if self._lease is not None:
@@ -148,8 +167,8 @@ class Evaluator:
             return self._lease
         before = self._lease
         self._lease = acquire(self._store, LEASE, self._owner, now_ms, self._hold_ms)
-        if before is None or self._lease is None or before.token != self._lease.token:
-            self._forget_all()  # another owner may have written since
+        if before is None or self._lease is None or self._lease.token > before.token + 1:
+            self._forget_all()  # another owner has held it since, and may have written
         return self._lease
 
     def _forget_all(self) -> None:

@@ -7,7 +7,7 @@ its offsets, or nothing. When it fails, the whole object is dropped and loaded a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,21 +16,19 @@ from msgspec import Struct, field
 from sqlalchemy import Connection
 
 from trimtab.events.cloudevents import Role
-from trimtab.monitor.columns import Ints, Numbers, Rows, concatenate, number_list
+from trimtab.monitor.columns import Ints, Rows, concatenate, number_list
 from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
 from trimtab.monitor.decode import Decoded, LabelColumns, Reading, Reject, ResourceRow
+from trimtab.monitor.queued import prediction_runs, queued_labels
 from trimtab.monitor.sampling import Sampler
 from trimtab.monitor.views import ModelView, Views
 from trimtab.stats.aggregate import ResourceState
-from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes
 from trimtab.store.baselines import cuts_from_rows
 from trimtab.store.engine import Store
 from trimtab.store.known_ids import pane_predictions, predictions_since
 from trimtab.store.label_runs import (
-    DUPLICATES_SHARD,
-    NO_VALUE,
     LabelRun,
     PredictionRun,
     longest_pane_ms,
@@ -40,14 +38,12 @@ from trimtab.store.ledger import Advance, Claim, ClassKey
 from trimtab.store.models import active_cuts
 from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
 from trimtab.windows.ids import HashSet
-from trimtab.windows.label_sample import in_sample
 from trimtab.windows.lateness import NEVER_MS, Classified, classify, sealed_to, watermark_of
 from trimtab.windows.panes import pane_starts, split_by, start_of
 
 ID_BYTES_MAX = 32 * 1024 * 1024
 """Ids that a partition keeps in memory to find duplicates: 8 bytes each. Beyond it, panes behind the
 watermark are let go, the one longest without a row first, and read back from their runs when one comes."""
-_SHARD_SHIFT = np.uint64(32)
 
 Pane = tuple[int, int]
 """Start and length in milliseconds: a contract may change the length while panes are open."""
@@ -497,55 +493,16 @@ class OwnedPartition:
     def _append_predictions(
         self, flush: Flush, view: ModelView, rows: Rows, starts: Ints, grouping: Grouping
     ) -> None:
-        coded, classes = _answered(rows.answers)
-        run = PredictionRun(
-            rows.hashes,
-            starts,
-            grouping.codes.astype(np.int32),
-            coded,
-            tuple(grouping.groups),
-            classes,
-        )
-        for shard, index in self._places(view, rows.hashes):
-            part = PredictionRun(
-                run.hashes[index],
-                run.panes_ms[index],
-                run.group[index],
-                run.values[index],
-                run.groups,
-                run.classes,
-            )
-            flush.runs.append((view.model, shard, part))
-
-    def _places(self, view: ModelView, hashes: Any) -> list[tuple[int, Any]]:
-        """Return (shard, indices) of the ids, those that the contract's sample leaves out apart."""
-        inside = in_sample(hashes, view.contract.labels.sample_share)
-        if inside.all():
-            return _shards(hashes, self.shards)
-        chosen = np.flatnonzero(inside)
-        found = [(shard, chosen[at]) for shard, at in _shards(hashes[chosen], self.shards)]
-        return [(DUPLICATES_SHARD, np.flatnonzero(~inside)), *found]
+        for shard, run in prediction_runs(view, rows, starts, grouping, self.shards):
+            flush.runs.append((view.model, shard, run))
 
     def _labels(self, flush: Flush, view: ModelView, labels: LabelColumns) -> None:
-        if labels.classes is not None:
-            coded, classes = _coded(labels.classes.tolist(), regression=False)
-        else:
-            coded, classes = labels.numbers, ()
-        for shard, index in self._places(view, labels.hashes):
-            left_out = shard == DUPLICATES_SHARD
-            cls = "unsampled" if left_out else "queued"
-            flush.classes[ClassKey("label", view.model, cls)] += labels.hashes[index].size
-            if left_out:
-                continue
-            part = LabelRun(
-                labels.hashes[index],
-                labels.times_ms[index],
-                labels.revision[index],
-                labels.retracted[index],
-                coded[index],
-                classes,
-            )
-            flush.runs.append((view.model, shard, part))
+        left_out, runs = queued_labels(view, labels, self.shards)
+        if left_out:
+            flush.classes[ClassKey("label", view.model, "unsampled")] += left_out
+        for shard, run in runs:
+            flush.classes[ClassKey("label", view.model, "queued")] += run.hashes.size
+            flush.runs.append((view.model, shard, run))
 
     def _resources(self, flush: Flush, decoded: Decoded, views: Views) -> None:
         gauges: dict[tuple[str, int, str, str], dict[str, list[float]]] = {}
@@ -694,31 +651,6 @@ class OwnedPartition:
                 break
             held -= self.models[model].hashes.pop(pane).nbytes
         return held
-
-
-def _answered(answers: Coded | Numbers) -> tuple[Any, tuple[str, ...]]:
-    """Return (values, classes) of a PredictionRun."""
-    if isinstance(answers, Numbers):
-        return np.where(np.isfinite(answers.values), answers.values, np.nan), ()
-    classes = tuple(key for key in answers.keys if isinstance(key, str))
-    place = {name: code for code, name in enumerate(classes)}
-    codes = [NO_VALUE if not isinstance(key, str) else place[key] for key in answers.keys]
-    return np.array(codes, np.int32)[answers.codes], classes
-
-
-def _coded(values: Sequence[Any], *, regression: bool) -> tuple[Any, tuple[str, ...]]:
-    if regression:
-        return np.array(values, dtype=np.float64), ()
-    places: dict[str, int] = {}
-    codes = [NO_VALUE if v is None else places.setdefault(v, len(places)) for v in values]
-    return np.array(codes, dtype=np.int32), tuple(places)
-
-
-def _shards(hashes: Any, shards: int) -> list[tuple[int, Any]]:
-    if shards == 1:
-        return [(0, slice(None))] if hashes.size else []
-    owner = (hashes >> _SHARD_SHIFT) % np.uint64(shards)
-    return [(int(s), np.flatnonzero(owner == s)) for s in np.unique(owner)]
 
 
 def _gauges(row: ResourceRow) -> list[tuple[str, float]]:
