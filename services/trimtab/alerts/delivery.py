@@ -21,7 +21,7 @@ from trimtab import logs
 from trimtab.events.cloudevents import STRUCTURED_CONTENT_TYPE, encode_structured
 from trimtab.events.outcomes import OUTCOME_SOURCE
 from trimtab.events.types import Traffic
-from trimtab.sdk.producer import make_producer
+from trimtab.sdk.producer import close_producer, make_producer
 from trimtab.store.alerts import KAFKA, Delivery, due_deliveries, mark_failed, mark_sent
 from trimtab.store.engine import Store
 from trimtab.store.leases import Lease, check
@@ -106,7 +106,9 @@ class KafkaPublisher:
     def close(self) -> None:
         """Close the producer, if there is one."""
         if self._producer is not None:
-            self._producer.close(timeout=1)
+            close_producer(
+                self._producer, 1
+            )  # what it had not sent is sent again: the outbox knows
             self._producer = None
 
 
