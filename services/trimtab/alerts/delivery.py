@@ -11,6 +11,7 @@ the seconds since the epoch in `X-Trimtab-Timestamp`. Receivers recompute it and
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -81,7 +82,7 @@ class KafkaPublisher:
 
     def publish(self, messages: Sequence[Message]) -> list[str | None]:
         """Send all and wait; return, per message, why it failed."""
-        from kafka.errors import KafkaError
+        from kafka.errors import KafkaError, KafkaTimeoutError
 
         if not messages:
             return []
@@ -97,7 +98,9 @@ class KafkaPublisher:
                 self._producer.send(m.topic, key=m.key, value=m.value, headers=m.headers)
                 for m in messages
             ]
-            self._producer.flush(timeout=FLUSH_TIMEOUT_S)
+            # A producer with messages on their way cannot be closed while the broker is away: it goes on.
+            with suppress(KafkaTimeoutError):  # `_failure` tells which have no answer
+                self._producer.flush(timeout=FLUSH_TIMEOUT_S)
         except KafkaError as error:
             self.close()
             return [f"{type(error).__name__}: {error}"] * len(messages)
@@ -105,11 +108,12 @@ class KafkaPublisher:
 
     def close(self) -> None:
         """Close the producer, if there is one."""
-        if self._producer is not None:
-            close_producer(
-                self._producer, 1
-            )  # what it had not sent is sent again: the outbox knows
-            self._producer = None
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        error = close_producer(producer, 1)
+        if error is not None:  # what has no answer stays in the outbox, and is sent again
+            log.warning("producer_not_closed", error=f"{type(error).__name__}: {error}")
 
 
 def _failure(future: Any) -> str | None:

@@ -142,10 +142,12 @@ class Housekeeping:
 
     def close(self) -> None:
         """Give the leases back and close the relay."""
-        for lease in self._leases.values():
-            release(self._store, lease)
-        self._leases.clear()
-        self._relay.close()
+        try:
+            for lease in self._leases.values():
+                release(self._store, lease)
+        finally:
+            self._leases.clear()
+            self._relay.close()
 
     def _held(self, name: str, now_ms: int) -> Lease | None:
         lease = self._leases.get(name)
