@@ -199,9 +199,6 @@ def answers(store: Store, folder: Path) -> dict[str, Any]:
     result["status_command_ms"] = rig.middle(
         [rig.wall_ms(lambda: overview.fleet(store, limit=overview.PAGE_MAX)) for _ in range(5)]
     )
-    result["fleet_counts_ms"] = rig.middle(
-        [rig.wall_ms(lambda: overview.fleet_counts(store)) for _ in range(5)]
-    )
     return result
 
 

@@ -50,10 +50,9 @@ def test_two_thousand_models_are_read_a_page_at_a_time(store: Store) -> None:
     assert [s.model for s in overview.fleet(store, scope="model:m0007")] == ["m0007"]
     assert [s.model for s in overview.fleet(store, search="0999")] == ["m0999"]
     assert overview.fleet(store, search="%") == []
-    assert overview.fleet_counts(store) == {"none": 2_000}
 
 
-def test_models_are_counted_by_the_outcome_of_their_newest_window(store: Store) -> None:
+def test_models_show_the_outcome_of_their_newest_window(store: Store) -> None:
     judged = {"a": ["alarm", "ok"], "b": ["ok", "alarm"], "c": ["ok"], "d": [], "gone": ["alarm"]}
     with store.write() as connection:
         for name, outcomes in judged.items():
@@ -84,9 +83,6 @@ def test_models_are_counted_by_the_outcome_of_their_newest_window(store: Store) 
                             created_ms=0,
                         )
                     )
-    assert overview.fleet_counts(store) == {"ok": 2, "alarm": 1, "none": 1}
-    assert overview.fleet_counts(store, "team:risk") == {"ok": 1, "alarm": 1}
-    assert overview.fleet_counts(store, "model:d") == {"none": 1}
     shown = {s.model: (s.outcome, s.window_start_ms, s.summary) for s in overview.fleet(store)}
     assert shown == {
         "a": ("ok", 1_000, "a1"),

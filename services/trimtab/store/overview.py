@@ -200,21 +200,6 @@ def _arms(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def fleet_counts(store: Store, scope: str = "*") -> dict[str, int]:
-    """Return how many models there are by the outcome of their latest verdict ("none": no verdict)."""
-    models = tables.models
-    verdicts, newest = _newest()
-    query = (
-        select(func.coalesce(verdicts.c.outcome, "none"), func.count())
-        .select_from(models)
-        .outerjoin(verdicts, newest)
-        .where(models.c.retired_ms.is_(None), *_scoped(scope))
-        .group_by(verdicts.c.outcome)
-    )
-    with store.read() as connection:
-        return {row[0]: row[1] for row in connection.execute(query)}
-
-
 def _scoped(scope: str) -> list[ColumnElement[bool]]:
     """Return what limits `models` to a key's scope."""
     kind, _, subject = scope.partition(":")

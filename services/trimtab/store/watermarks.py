@@ -160,7 +160,7 @@ def last_flushes(connection: Connection) -> dict[int, int]:
     found = connection.execute(
         select(partitions.c.id, partitions.c.flush_seq).where(partitions.c.consumer == "monitor")
     )
-    return dict(found.tuples().all())
+    return {row.id: row.flush_seq for row in found}
 
 
 def marks_since(
