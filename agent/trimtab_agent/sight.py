@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from trimtab.contracts.model import Contract
 from trimtab.records import Verdict
 from trimtab.stats.performance import PerformanceState
+from trimtab.store.arm_counts import ArmCounts, arm_counts
 from trimtab.store.engine import Store
-from trimtab.store.panes import ArmCounts, arm_counts
 from trimtab.store.performance import arm_performance, window_performance
 from trimtab.store.verdicts import latest_verdicts
 from trimtab_agent.decide.evidence import MEMORY_WINDOWS

@@ -29,7 +29,7 @@ from trimtab.events.cloudevents import encode_structured, event_key
 from trimtab.events.types import Inference, Label, LabelSource, Scalar
 from trimtab.events.types import time_ms as event_time_ms
 from trimtab.sdk.plain import scalar
-from trimtab.sdk.producer import make_producer
+from trimtab.sdk.producer import close_producer, make_producer
 
 UNDER_WAY_MAX = 5_000
 """Events sent and not yet acknowledged."""
@@ -202,7 +202,7 @@ class _BlockingSender:
         self._check()
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        close_producer(self._producer, 5)
 
     def _acknowledged(self, _: object) -> None:
         self._free.release()

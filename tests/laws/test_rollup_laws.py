@@ -23,8 +23,8 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import tables as t
 from trimtab.store.engine import Store, open_store
 from trimtab.store.models import active_cuts, apply_contract
-from trimtab.store.panes import window_state
 from trimtab.store.verdicts import verdict_history
+from trimtab.store.window_state import window_state
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows.rollup import (
     DAY_MS,

@@ -26,14 +26,17 @@ from trimtab.monitor.joiner import Joiner
 from trimtab.source import Partition, SourceAwayError
 from trimtab.stats.cuts import build_numeric_cuts, model_cuts
 from trimtab.store import tables as t
+from trimtab.store.arm_counts import arm_counts
 from trimtab.store.engine import open_store
 from trimtab.store.joiners import ask_expiry
 from trimtab.store.known_ids import forget_left_out
 from trimtab.store.ledger import ledger
 from trimtab.store.models import apply_contract, retire_model, save_cuts
-from trimtab.store.panes import arm_counts, pane_times, window_resources, window_state
+from trimtab.store.panes import pane_times
 from trimtab.store.performance import window_performance
+from trimtab.store.resources import window_resources
 from trimtab.store.samples import sample_between
+from trimtab.store.window_state import window_state
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
 from trimtab.windows.ids import id_hashes
@@ -199,9 +202,10 @@ def test_a_crash_at_any_statement_of_a_flush_leaves_all_or_nothing(store, log, m
         log.send(IN, one, one.time)
         send_label(log, i, "yes")
     log.append(IN, b"junk", T0)
-    names = ("write_panes", "write_watermarks", "write_resources")
-    steps = [(partition_module.panes, name) for name in names]
-    steps += [
+    steps = [
+        (partition_module.panes, "write_panes"),
+        (partition_module.watermarks, "write_watermarks"),
+        (partition_module.resources, "write_resources"),
         (partition_module.flushes, "keep_rejected"),
         (partition_module.flushes, "see_versions"),
         (partition_module.ledger, "add_classes"),

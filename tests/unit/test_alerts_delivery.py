@@ -10,11 +10,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from kafka.errors import KafkaTimeoutError
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from trimtab.alerts import delivery
 from trimtab.alerts.delivery import (
     BATCH,
     KEEP_TRYING_MS,
@@ -268,34 +266,3 @@ def test_the_current_traffic_row_is_published_when_it_changes_and_every_minute(s
     sent = [json.loads(m.value)["data"] for m in recorder.messages]
     assert [s["revision"] for s in sent] == [2, 2]
     assert recorder.messages[0].topic == "tt.traffic"
-
-
-class _Unanswered:
-    """A producer whose broker has gone away with messages on their way."""
-
-    is_done = False
-
-    def send(self, *_args: object, **_fields: object) -> _Unanswered:
-        return self
-
-    def flush(self, timeout: float) -> None:
-        raise KafkaTimeoutError(f"nothing within {timeout} s")
-
-    def close(self, timeout: float) -> None:
-        raise KafkaTimeoutError(f"nothing within {timeout} s")
-
-
-def test_a_broker_that_goes_away_in_mid_send_fails_deliveries_and_not_their_worker(monkeypatch):
-    made: list[_Unanswered] = []
-
-    def make(*_args: object, **_options: object) -> _Unanswered:
-        made.append(_Unanswered())
-        return made[-1]
-
-    monkeypatch.setattr(delivery, "make_producer", make)
-    publisher = delivery.KafkaPublisher("broker:9092")
-    message = delivery.Message("t", b"k", b"v", [])
-    for _ in range(2):
-        assert publisher.publish([message]) == ["no answer from the broker in time"]
-    publisher.close()
-    assert len(made) == 1

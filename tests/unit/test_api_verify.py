@@ -20,7 +20,7 @@ from trimtab.store import migrate
 from trimtab.store.engine import Store, open_store
 from trimtab.store.joiners import ask_expiry
 from trimtab.store.models import apply_contract
-from trimtab.store.panes import write_resources
+from trimtab.store.resources import write_resources
 from trimtab.store.rollups import apply_fold, forget_counts, plan_panes, plan_rollup
 from trimtab.store.tables import (
     baseline_windows,

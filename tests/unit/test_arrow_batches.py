@@ -330,7 +330,7 @@ def test_only_inference_batches_come_as_arrow() -> None:
 def test_without_pyarrow_the_detail_says_what_to_install(monkeypatch: Any) -> None:
     good = column("latency_ms", [1.0])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DecodeError, match=r"Install trimtab\[archive\]") as caught:
+    with pytest.raises(DecodeError, match=r"Install trimtab\[monitor\]") as caught:
         read_arrow(good, ARROW, "inference")
     assert caught.value.reason == Reason.UNSUPPORTED_CONTENT_TYPE
 

@@ -18,19 +18,15 @@ from trimtab.monitor.verify import verify_verdict
 from trimtab.stats.aggregate import ResourceState
 from trimtab.store import baselines, migrate
 from trimtab.store import tables as t
+from trimtab.store.arm_counts import arm_counts
 from trimtab.store.engine import Store, open_store
 from trimtab.store.leases import acquire
 from trimtab.store.models import apply_contract
-from trimtab.store.panes import (
-    arm_counts,
-    generations,
-    stored_segments,
-    window_resources,
-    window_state,
-    write_resources,
-)
+from trimtab.store.panes import generations, stored_segments
+from trimtab.store.resources import window_resources, write_resources
 from trimtab.store.rollups import apply_fold, fold_resources, plan_panes, plan_rollup
 from trimtab.store.verdicts import flushed_since, progress_of, verdict_history
+from trimtab.store.window_state import window_state
 from trimtab.testing.series import SeriesWriter
 from trimtab.windows.rollup import DAY_MS, HOUR_MS, Kept, Resolution
 

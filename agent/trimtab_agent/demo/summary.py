@@ -11,8 +11,8 @@ from rich.text import Text
 
 from trimtab.store.agent import transitions_of
 from trimtab.store.alerts import alerts_of
+from trimtab.store.arm_counts import arm_counts
 from trimtab.store.engine import Store
-from trimtab.store.panes import arm_counts
 from trimtab_agent.demo.script import STEADY_WINDOWS, Seen, Window, mean_accuracy
 from trimtab_agent.demo.watch import Ledger, look, moments
 

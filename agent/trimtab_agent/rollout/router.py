@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from trimtab.events.types import Traffic, TrafficArm
 from trimtab.records import Rollout
 from trimtab.store import agent as records
+from trimtab.store.arm_counts import arm_counts
 from trimtab.store.engine import Store
-from trimtab.store.panes import arm_counts
 
 
 class TrafficRouter(Protocol):

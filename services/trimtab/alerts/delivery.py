@@ -22,7 +22,7 @@ from trimtab import logs
 from trimtab.events.cloudevents import STRUCTURED_CONTENT_TYPE, encode_structured
 from trimtab.events.outcomes import OUTCOME_SOURCE
 from trimtab.events.types import Traffic
-from trimtab.sdk.producer import make_producer
+from trimtab.sdk.producer import close_producer, make_producer
 from trimtab.store.alerts import KAFKA, Delivery, due_deliveries, mark_failed, mark_sent
 from trimtab.store.engine import Store
 from trimtab.store.leases import Lease, check
@@ -108,14 +108,11 @@ class KafkaPublisher:
 
     def close(self) -> None:
         """Close the producer, if there is one."""
-        from kafka.errors import KafkaError
-
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        try:
-            producer.close(timeout=1)
-        except KafkaError as error:  # what has no answer stays in the outbox, and is sent again
+        error = close_producer(producer, 1)
+        if error is not None:  # what has no answer stays in the outbox, and is sent again
             log.warning("producer_not_closed", error=f"{type(error).__name__}: {error}")
 
 

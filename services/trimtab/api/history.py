@@ -19,9 +19,11 @@ from trimtab.store.baselines import active_baseline
 from trimtab.store.engine import Store
 from trimtab.store.models import current_contract, cuts_at
 from trimtab.store.overview import model_status
-from trimtab.store.panes import WindowState, watermark, window_resources, window_state
 from trimtab.store.performance import window_performance
+from trimtab.store.resources import window_resources
 from trimtab.store.rollups import newest_starts
+from trimtab.store.watermarks import watermark
+from trimtab.store.window_state import WindowState, window_state
 from trimtab.windows.rollup import Resolution
 
 PERIODS_MAX = 200

@@ -118,7 +118,7 @@ def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Eve
             lease_s=lease_s,
             operator_webhooks=[name for name, hook in settings.webhooks.items() if hook.operator],
         )
-        return made.tick, made.close
+        return lambda now_ms: made.tick(now_ms) or made.behind, made.close
 
     return [
         Worker("joiner", joiner, stop),

@@ -33,7 +33,7 @@ from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, CurrentContracts
-from trimtab.store.panes import first_start_ms, starts_with_rows, watermark_of
+from trimtab.store.panes import first_start_ms, starts_with_rows
 from trimtab.store.verdicts import (
     Progress,
     add_verdict,
@@ -44,6 +44,7 @@ from trimtab.store.verdicts import (
     save_progress,
     windows_ending,
 )
+from trimtab.store.watermarks import watermark_of
 from trimtab.windows.panes import start_of
 from trimtab.windows.watermark import Watermark
 

@@ -135,6 +135,11 @@ class Housekeeping:
             log.info("housekeeping_lost_lease", owner=self._owner)
         return done
 
+    @property
+    def behind(self) -> bool:
+        """Whether a round of retention has models left: the next tick should come soon."""
+        return bool(self._round)
+
     def close(self) -> None:
         """Give the leases back and close the relay."""
         try:

@@ -24,7 +24,7 @@ from trimtab.monitor.sampling import Sampler
 from trimtab.monitor.views import ModelView, Views
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.cuts import ModelCuts
-from trimtab.store import flushes, ledger, panes
+from trimtab.store import flushes, ledger, panes, resources, watermarks
 from trimtab.store.baselines import cuts_from_rows
 from trimtab.store.engine import Store
 from trimtab.store.known_ids import pane_predictions, predictions_since
@@ -36,7 +36,8 @@ from trimtab.store.label_runs import (
 )
 from trimtab.store.ledger import Advance, Claim, ClassKey
 from trimtab.store.models import active_cuts
-from trimtab.store.panes import PaneKey, PaneRow, WatermarkRow
+from trimtab.store.panes import PaneKey, PaneRow
+from trimtab.store.watermarks import WatermarkRow
 from trimtab.windows.ids import HashSet
 from trimtab.windows.lateness import NEVER_MS, Classified, classify, sealed_to, watermark_of
 from trimtab.windows.panes import pane_starts, split_by, start_of
@@ -145,7 +146,7 @@ class OwnedPartition:
     def _load(self, views: Views) -> None:
         pid = self.claim.partition_id
         with self.store.read() as connection:
-            for stored in panes.watermarks_of(connection, pid):
+            for stored in watermarks.watermarks_of(connection, pid):
                 state = self.models[stored.model] = ModelState(stored)
                 state.segments = Segments(panes.stored_segments(connection, pid, stored.model))
             for row in panes.open_panes(connection, pid):
@@ -536,7 +537,7 @@ class OwnedPartition:
         panes.write_panes(
             connection, pid, self.flush_seq, [self.open[key] for key in flush.touched_panes]
         )
-        panes.write_watermarks(
+        watermarks.write_watermarks(
             connection,
             pid,
             self.flush_seq,
@@ -552,7 +553,7 @@ class OwnedPartition:
                 next_offset=flush.next_offset,
                 run=run,
             )
-        panes.write_resources(connection, pid, flush.resources)
+        resources.write_resources(connection, pid, flush.resources)
         flushes.keep_rejected(connection, pid, flush.rejected)
         flushes.see_versions(connection, {m: sorted(v) for m, v in flush.versions.items()}, now_ms)
         self.sampler.write(connection, now_ms)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from trimtab.contracts.model import Contract, Windows
 from trimtab.store.joiners import joiner_positions
 from trimtab.store.models import ContractRow
-from trimtab.store.panes import (
+from trimtab.store.watermarks import (
     MarkRow,
     PartitionStand,
     last_flushes,

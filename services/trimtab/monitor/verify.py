@@ -18,8 +18,8 @@ from trimtab.store.baselines import has_baseline
 from trimtab.store.engine import Store
 from trimtab.store.joiners import labels_expired_to
 from trimtab.store.models import contract_at, cuts_at
-from trimtab.store.panes import WindowState
 from trimtab.store.verdicts import verdict, verdict_history
+from trimtab.store.window_state import WindowState
 
 
 class Verification(Struct, frozen=True, kw_only=True):

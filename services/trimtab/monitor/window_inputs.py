@@ -23,10 +23,11 @@ from trimtab.stats.cuts import ModelCuts
 from trimtab.store import baselines
 from trimtab.store.engine import Store
 from trimtab.store.models import active_cuts, contract_at, cuts_at
-from trimtab.store.panes import WindowState, window_resources, window_state
 from trimtab.store.performance import window_performance
+from trimtab.store.resources import window_resources
 from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
+from trimtab.store.window_state import WindowState, window_state
 
 COMPARISONS_KEPT = 256
 DRAFTS_KEPT = 8

@@ -1,9 +1,11 @@
 """How trimtab's producers are set up: one place, for the SDK and for `trimtab stream`."""
 
+import contextlib
 import importlib.util
 from typing import Any
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaError
 
 from trimtab.errors import TrimtabError
 from trimtab.events.cloudevents import MESSAGE_BYTES_MAX
@@ -59,3 +61,21 @@ def make_producer(
         "compression_type": "lz4" if importlib.util.find_spec("lz4") else None,
     }
     return KafkaProducer(**(config | (options or {})))
+
+
+def close_producer(producer: KafkaProducer, timeout_s: float) -> KafkaError | None:
+    """Close within two or three times `timeout_s`, whatever the broker does; return what went wrong.
+
+    kafka-python's own `close` waits until everything is sent; when that takes too long it raises and leaves
+    its thread running, which goes on trying. Here such a producer gives up: what it had not sent fails.
+    """
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        sender = producer._sender  # noqa: SLF001 - there is no public way to give up
+        sender.force_close()
+        sender.join(max(timeout_s, 1.0))
+        with contextlib.suppress(KafkaError):  # it says once more what it has said
+            producer.close(timeout=0)
+        return error
+    return None

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kafka.errors import KafkaError
-
 from trimtab.sdk.outbox import Message, Outbox
+from trimtab.sdk.producer import close_producer
 
 log = logging.getLogger("trimtab.sdk")
 
@@ -133,9 +132,8 @@ class Sender:
         if self._producer is None:
             return
         left_s = self._deadline_s - time.monotonic() if self._stopping.is_set() else 5.0
-        try:
-            self._producer.close(timeout=max(left_s, 0.0))
-        except KafkaError as error:
+        error = close_producer(self._producer, max(left_s, 0.0))
+        if error is not None:
             self._say("The Kafka client did not end in time (%s).", error)
         atexit.unregister(self._at_exit)
 

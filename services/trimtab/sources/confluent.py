@@ -415,8 +415,8 @@ class ConfluentSource:
             place.position = beginning
             return [Lost(partition, wanted, beginning)]
         if end < wanted:
-            said = self.identities([partition]).get(partition)
-            if said is None or place.identity not in (None, said):
+            placed_as = place.identity
+            if placed_as is not None and self.identities([partition]).get(partition) != placed_as:
                 time.sleep(RETRY_S)  # made again: until whoever claimed it asks, too
                 return []
             raise SourceError(

@@ -186,8 +186,8 @@ class KafkaPythonSource:
 
     def _refuse_truncated(self, partition: Partition) -> None:
         """Raise SourceError for a log that ends too early, unless it is of a topic created again."""
-        said = self.identities([partition]).get(partition)
-        if said is None or self._sought.get(partition) not in (None, said):
+        placed_as = self._sought.get(partition)
+        if placed_as is not None and self.identities([partition]).get(partition) != placed_as:
             time.sleep(RETRY_S)  # until whoever claimed it asks, too
             return
         position, _ = self.progress(partition)

@@ -331,7 +331,7 @@ def rebase(
 def _stored_windows(
     connection: Connection, model: str, contract: Contract, from_ms: int, to_ms: int
 ) -> list[tuple[int, PaneState]]:
-    from trimtab.store.panes import window_state
+    from trimtab.store.window_state import window_state
 
     cuts = active_cuts(connection, model)
     length_ms = contract.windows.length_ms

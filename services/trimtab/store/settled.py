@@ -11,9 +11,9 @@ from trimtab.store.engine import Store
 from trimtab.store.joiners import read_positions
 from trimtab.store.label_runs import DUPLICATES_SHARD
 from trimtab.store.ledger import read_ledger
-from trimtab.store.panes import watermark
 from trimtab.store.tables import contracts, evaluations, joiners, label_runs, models, watermarks
 from trimtab.store.verdicts import flushed_since, joined_since, progress_of
+from trimtab.store.watermarks import watermark
 from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import Judged
 

@@ -19,15 +19,9 @@ from trimtab.store.engine import Store
 from trimtab.store.joiners import claim_joiner
 from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
-from trimtab.store.panes import (
-    PaneKey,
-    PaneRow,
-    WatermarkRow,
-    generations,
-    write_panes,
-    write_watermarks,
-)
+from trimtab.store.panes import PaneKey, PaneRow, generations, write_panes
 from trimtab.store.tables import joiners, partitions, performance, watermarks
+from trimtab.store.watermarks import WatermarkRow, write_watermarks
 
 Columns = Mapping[str, Sequence[Any]]
 

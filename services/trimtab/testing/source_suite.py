@@ -518,11 +518,23 @@ class SourceSuite(BasicSuite):
         assert reader.offsets(first) == [6, 7, 8, 9, 13, 14]
 
     def test_a_truncated_log_stops_the_reader(self, rig: SourceRig) -> None:
-        """A ledger beyond the end of the log must not wait until other messages have its offsets."""
+        """A ledger beyond the end of the log must not wait until other messages have its offsets.
+
+        Whether or not the reader has asked of which log they are.
+        """
+        for asks in (False, True):
+            self._truncate_under(rig, asks=asks)
+
+    def _truncate_under(self, rig: SourceRig, *, asks: bool) -> None:
         topic = rig.topic(partitions=1)
         first = Partition(topic, 0)
         rig.send(first, numbered(10))
-        reader = Reader(rig.open(topic), topic, {first: 11})
+        reader = Reader(rig.open(topic), topic, {first: 11}, seeks=False, resumes=False)
+        drive([reader], lambda: first in reader.assigned, "an assignment")
+        if asks:
+            reader.source.identity(topic)
+        reader.seeks = reader.resumes = True
+        reader.place(reader.assigned)
         text = ""
         try:
             drive([reader], lambda: bool(reader.records), "a refusal")
@@ -565,6 +577,7 @@ class SourceSuite(BasicSuite):
         source = reader.source
         before = source.identity(topic)
         assert source.identities([first]) == {first: before}
+        reader.move(first, 5)  # where it stands, and as of this log, as after a claim
         rig.make_again(topic, 1)
         rig.send(first, numbered(count, 100))
 

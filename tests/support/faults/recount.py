@@ -674,8 +674,9 @@ def _state_differences(store, expected, model):
     from sqlalchemy import select
 
     from trimtab.store import tables as t
-    from trimtab.store.panes import pane_times, window_state
+    from trimtab.store.panes import pane_times
     from trimtab.store.performance import window_performance
+    from trimtab.store.window_state import window_state
 
     problems = []
     windows = {k[1:]: w for k, w in expected.windows.items() if k[0] == model.name}

@@ -34,7 +34,7 @@ from trimtab.store.engine import open_store
 from trimtab.store.ledger import ledger
 from trimtab.store.migrate import upgrade
 from trimtab.store.models import active_cuts, apply_contract, load_contracts
-from trimtab.store.panes import window_resources
+from trimtab.store.resources import window_resources
 from trimtab.store.settled import under_way
 from trimtab.store.verdicts import verdict
 
