@@ -76,10 +76,7 @@ def batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Row
     if typed:
         lists = msgspec.structs.astuple(event.features)
         k = len(view.numbers)
-        numbers = np.full((k, n), np.nan)
-        for row, column in zip(numbers, lists[:k], strict=True):
-            if column:
-                row[:] = floats(column)
+        numbers = _number_columns(lists[:k], n)
         errors = None
         categories = {
             name: Coded.of_keys(column) if column else Coded.constant(None, n)
@@ -145,6 +142,20 @@ def _typed_numbers(k: int, given: list[Any]) -> Floats:
     except struct.error:  # a null among them
         rows = np.array(tuples, dtype=np.float64)
     return rows.reshape(len(given), k).T.copy()
+
+
+def _number_columns(columns: Sequence[list[float | None]], n: int) -> Floats:
+    """Return the numeric features of a typed batch, shape (k, n); an empty column is absent."""
+    pack = struct.Struct(f"{n}d").pack
+    try:
+        packed = b"".join([pack(*column) for column in columns])
+        return np.frombuffer(packed).reshape(len(columns), n)
+    except struct.error:  # one is absent, or has a null
+        numbers = np.full((len(columns), n), np.nan)
+        for row, column in zip(numbers, columns, strict=True):
+            if column:
+                row[:] = floats(column)
+        return numbers
 
 
 def _matrix(columns: Sequence[Sequence[Any]], n: int) -> tuple[Floats, Any]:
