@@ -133,7 +133,7 @@ class KafkaSettings(_Section):
 class MonitorSettings(_Section):
     """The ingest loop."""
 
-    flush_rows: int = Field(default=20_000, ge=1)
+    flush_rows: int = Field(default=50_000, ge=1)
     flush_s: float = Field(default=1.0, gt=0)
     poll_records: int = Field(default=5_000, ge=1)
     shards: int = Field(default=1, ge=1, le=256)

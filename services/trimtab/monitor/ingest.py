@@ -141,7 +141,7 @@ class Ingest:
         roles: Mapping[str, Role],
         owner: str,
         *,
-        flush_rows: int = 20_000,
+        flush_rows: int = 50_000,
         flush_s: float = 1.0,
         shards: int = 1,
         now_ms: Callable[[], int] = now_ms,
