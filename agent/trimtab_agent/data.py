@@ -27,7 +27,7 @@ from msgspec import Struct
 from trimtab.archive.tables import FEATURE_PREFIX
 from trimtab.artifacts import FeatureSpec
 from trimtab.contracts.model import Contract, Feature
-from trimtab.monitor.decode import label_value
+from trimtab.monitor.label_columns import label_value
 from trimtab.serve.predictor import encode_column
 from trimtab.stats.cuts import category_key
 from trimtab.store.archive import ArchiveFile, files_of

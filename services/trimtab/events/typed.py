@@ -1,4 +1,4 @@
-"""Reading the inferences of one model: the innermost loop of the monitor.
+"""Reading the inferences of one model, and labels: the innermost loop of the monitor.
 
 What is done here is done for every event, so it is done by loops in C over many messages at once; what a
 message is, is looked at message by message only where they differ.
@@ -23,9 +23,11 @@ from trimtab.events.cloudevents import (
 from trimtab.events.types import (
     BATCH_TYPE,
     INFERENCE_TYPE,
+    LABEL_TYPE,
     Inference,
     InferenceBatch,
     Int64,
+    Label,
     Scalar,
 )
 
@@ -220,6 +222,33 @@ _PLAIN_HEADERS = frozenset(
 _INFERENCE_TYPE_BYTES, _BATCH_TYPE_BYTES = INFERENCE_TYPE.encode(), BATCH_TYPE.encode()
 
 
+_read_label = msgspec.json.Decoder(Label).decode
+
+
+def decode_labels(
+    values: Sequence[bytes | None], headers: Callable[[], Sequence[Headers]]
+) -> list[Label | None]:
+    """Return the labels of messages, None where `cloudevents.decode` has to read the message.
+
+    `headers` gives those of every message, asked only where the values do not say what they are.
+    """
+    payloads: list[bytes] = [value or b"" for value in values]
+    nothing: list[Label | None] = [None] * len(payloads)
+    if max(map(len, payloads)) > MESSAGE_BYTES_MAX:
+        return nothing
+    structured = [payload.startswith(STRUCTURED_START) for payload in payloads].count(True)
+    if structured == len(payloads):
+        found = [event and event.data for event in _map(_read_label_envelope, payloads)]
+    elif structured or any(headers()):
+        return nothing
+    else:
+        found = _map(_read_label, payloads)
+    return [
+        label if label is not None and type(label.time) is int and _ESCAPE not in payload else None
+        for label, payload in zip(found, payloads, strict=True)
+    ]
+
+
 def _map(read: Callable[[bytes], Any], payloads: list[bytes]) -> list[Any | None]:
     """Return what `read` gives for each payload, None for those that it cannot read."""
     events: list[Any | None] = []
@@ -252,3 +281,6 @@ def _typed_envelope(name: str, event_type: str, data: type[Struct]) -> type[Stru
         frozen=True,
         gc=False,
     )
+
+
+_read_label_envelope = msgspec.json.Decoder(_typed_envelope("One", LABEL_TYPE, Label)).decode

@@ -27,16 +27,22 @@ from trimtab.events.cloudevents import (
     decode,
     is_arrow,
 )
+from trimtab.events.typed import decode_labels
 from trimtab.events.types import Inference, InferenceBatch, Label, Resource, ResourceSample, time_ms
 from trimtab.monitor.arrow_rows import arrow_block
 from trimtab.monitor.blocks import batch_block, single_block
-from trimtab.monitor.columns import Floats, Ints, Objects, Rows, concatenate, object_array
+from trimtab.monitor.columns import Ints, Rows, concatenate
+from trimtab.monitor.label_columns import (
+    LabelColumns,
+    joined_labels,
+    label_columns,
+    label_value,
+    plain_values,
+)
 from trimtab.monitor.views import ModelView, Views
 from trimtab.source import Record, UnreadableHeadersError, columns_of
-from trimtab.stats.cuts import category_key
 from trimtab.store.flushes import PAYLOAD_BYTES_MAX
 from trimtab.store.ledger import ClassKey
-from trimtab.windows.ids import Hashes, id_hashes
 from trimtab.windows.lateness import is_future
 
 UNIT_OF_ROLE: dict[Role, str] = {
@@ -65,18 +71,6 @@ class Reject(Struct, frozen=True):
     reason: str
     detail: str
     rows: int = 1
-
-
-class LabelColumns(Struct):
-    """Labels of one model. For regression `numbers` holds the values, else `classes`."""
-
-    record: Ints
-    hashes: Hashes
-    times_ms: Ints
-    revision: Ints
-    retracted: Any
-    classes: Objects | None
-    numbers: Floats | None
 
 
 class ResourceRow(Struct, frozen=True):
@@ -143,7 +137,9 @@ class Reading:
         self._offsets: list[Ints] = []
         self._stamps: list[Ints] = []
         self._blocks: dict[str, list[Rows]] = {}
-        self._labels: dict[str, list[tuple[int, Label, Any]]] = {}
+        self._labels: dict[str, list[LabelColumns]] = {}
+        self._odd_labels: dict[str, list[tuple[int, Label, Any]]] = {}
+        """(record, label, value) of those that were looked at one by one."""
         self._view: ModelView | None = None
 
     @property
@@ -169,8 +165,12 @@ class Reading:
             rows = concatenate(parts)
             rows.offset = out.offsets[rows.record]
             out.rows[model] = rows
-        for model, items in self._labels.items():
-            out.labels[model] = _label_columns(self.views[model], items)
+        for model, items in self._odd_labels.items():
+            index, labels, values = zip(*items, strict=True)
+            part = label_columns(self.views[model], np.array(index, np.int64), labels, values)
+            self._labels.setdefault(model, []).append(part)
+        for model, found in self._labels.items():
+            out.labels[model] = joined_labels(found)
         return out
 
     # --- a chunk ----------------------------------------------------------------------------------
@@ -189,9 +189,11 @@ class Reading:
         self.records += len(records)
         self.value_bytes += sum(map(len, filter(None, chunk.values)))
         untyped: _Singles = {}
-        if self.role != "inference" or self.poison:
+        if self.poison or self.role not in ("inference", "labels"):
             for place in range(len(records)):
                 self._general(chunk, place, untyped)
+        elif self.role == "labels":
+            self._typed_labels(chunk, decode_labels(columns.values, columns.headers), untyped)
         else:
             self._typed(chunk, columns.headers, untyped)
         for model, (places, found) in untyped.items():
@@ -333,6 +335,33 @@ class Reading:
                 out.units[unit] += count
                 out.ignored[ClassKey(unit, event.model, "ignored", "traffic")] += count
 
+    # --- labels -----------------------------------------------------------------------------------
+
+    def _typed_labels(
+        self, chunk: _Chunk, events: Sequence[Label | None], untyped: _Singles
+    ) -> None:
+        """Take the plain labels of a chunk together, by model, and the others one by one."""
+        by_model: dict[str, list[int]] = {}
+        odd: list[int] = []
+        for place, label in enumerate(events):
+            if label is None:
+                odd.append(place)
+            else:
+                by_model.setdefault(label.model, []).append(place)
+        for model, places in by_model.items():
+            view = self.views.get(model)
+            labels = [events[place] for place in places]
+            values = None if view is None else plain_values(labels, view)  # type: ignore[arg-type]
+            if view is None or values is None:
+                odd += places
+                continue
+            self._out.units["label"] += len(labels)
+            index = np.array(places, np.int64) + chunk.first
+            part = label_columns(view, index, labels, values)  # type: ignore[arg-type]
+            self._labels.setdefault(model, []).append(part)
+        for place in sorted(odd):
+            self._general(chunk, place, untyped)
+
     def _label(self, chunk: _Chunk, place: int, view: ModelView, label: Label) -> None:
         if label.source not in view.label_sources:
             self._out.units["label"] += 1
@@ -345,7 +374,7 @@ class Reading:
             return
         self._out.units["label"] += 1
         none = 0.0 if view.regression else ""
-        items = self._labels.setdefault(view.model, [])
+        items = self._odd_labels.setdefault(view.model, [])
         items.append((chunk.first + place, label, none if value is None else value))
 
     # --- blocks of rows ---------------------------------------------------------------------------
@@ -419,34 +448,3 @@ def _unit(event: Any) -> tuple[str, int]:
             return "label", 1
         case _:
             return "resource", 1
-
-
-# --- labels ---------------------------------------------------------------------------------------
-
-
-def _label_columns(view: ModelView, items: list[tuple[int, Label, Any]]) -> LabelColumns:
-    n = len(items)
-    values = [value for _, _, value in items]
-    return LabelColumns(
-        record=np.fromiter((index for index, _, _ in items), np.int64, n),
-        hashes=id_hashes([label.inference_id for _, label, _ in items]),
-        times_ms=np.fromiter((time_ms(label.time) for _, label, _ in items), np.int64, n),
-        revision=np.fromiter((label.revision for _, label, _ in items), np.int64, n),
-        retracted=np.fromiter((label.retracted for _, label, _ in items), np.bool_, n),
-        classes=None if view.regression else object_array(values),
-        numbers=np.array(values, dtype=np.float64) if view.regression else None,
-    )
-
-
-def label_value(value: Any, *, regression: bool) -> str | float | None:
-    """Return the class text, or the number, that a label or prediction names; None for no such thing."""
-    if not regression:
-        key = category_key(value)
-        return key if isinstance(key, str) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if np.isfinite(number) else None

@@ -18,7 +18,8 @@ from sqlalchemy import Connection
 from trimtab.events.cloudevents import Role
 from trimtab.monitor.columns import Ints, Rows, concatenate, number_list
 from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
-from trimtab.monitor.decode import Decoded, LabelColumns, Reading, Reject, ResourceRow
+from trimtab.monitor.decode import Decoded, Reading, Reject, ResourceRow
+from trimtab.monitor.label_columns import LabelColumns
 from trimtab.monitor.queued import prediction_runs, queued_labels
 from trimtab.monitor.sampling import Sampler
 from trimtab.monitor.views import ModelView, Views

@@ -8,7 +8,7 @@ import numpy as np
 
 from trimtab.monitor.columns import Ints, Numbers, Rows
 from trimtab.monitor.counting import Grouping
-from trimtab.monitor.decode import LabelColumns
+from trimtab.monitor.label_columns import LabelColumns
 from trimtab.monitor.views import ModelView
 from trimtab.stats.coded import Coded
 from trimtab.store.label_runs import DUPLICATES_SHARD, NO_VALUE, LabelRun, PredictionRun
