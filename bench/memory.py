@@ -22,6 +22,7 @@ import rig
 
 from trimtab.alerts.delivery import Relay
 from trimtab.contracts.model import Labels, Reference, Windows
+from trimtab.monitor.app import collect_rarely
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.ingest import Ingest
@@ -218,6 +219,7 @@ def run(
         now_ms=lambda: source.now_ms,
         monotonic=lambda: clock["s"],
     )
+    collect_rarely()
     ingest.start()
     joiner, evaluator = Joiner(store, "bench"), Evaluator(store, "bench")
     relay = Relay(store, rig.Nowhere(), "trimtab", {})
