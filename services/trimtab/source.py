@@ -95,8 +95,15 @@ def columns_of(records: Sequence[Record]) -> Columns:
         [record.offset for record in records],
         [record.timestamp for record in records],
         [record.value for record in records],
-        lambda: [record.headers for record in records],
+        lambda: [_headers_or_mark(record) for record in records],
     )
+
+
+def _headers_or_mark(record: Record) -> Headers:
+    try:
+        return record.headers
+    except UnreadableHeadersError:
+        return UNREADABLE
 
 
 class Polled(Struct, frozen=True):

@@ -61,6 +61,8 @@ class ConfluentRecord(Struct, gc=False, frozen=True):
     """One message."""
 
     message: Any
+    broken: set[int]
+    """Of all messages that it came with: see `_headers`."""
 
     @property
     def offset(self) -> int:
@@ -83,14 +85,15 @@ class ConfluentRecord(Struct, gc=False, frozen=True):
     @property
     def headers(self) -> Headers:
         """Names and values in the order sent. Raises UnreadableHeadersError."""
-        return _headers(self.message)
+        return _headers(self.message, self.broken)
 
 
 class ConfluentRecords(Sequence[ConfluentRecord]):
     """Messages of one partition. Records are made when they are looked at, `columns` without any."""
 
-    def __init__(self, messages: list[Any]) -> None:
+    def __init__(self, messages: list[Any], broken: set[int] | None = None) -> None:
         self.messages = messages
+        self._broken: set[int] = set() if broken is None else broken
 
     def __len__(self) -> int:
         """Number of messages."""
@@ -103,8 +106,8 @@ class ConfluentRecords(Sequence[ConfluentRecord]):
     def __getitem__(self, index: int | slice) -> ConfluentRecord | ConfluentRecords:
         """Return a record, or some of the messages."""
         if isinstance(index, slice):
-            return ConfluentRecords(self.messages[index])
-        return ConfluentRecord(self.messages[index])
+            return ConfluentRecords(self.messages[index], self._broken)
+        return ConfluentRecord(self.messages[index], self._broken)
 
     def columns(self) -> Columns:
         """Return the messages as columns."""
@@ -117,21 +120,30 @@ class ConfluentRecords(Sequence[ConfluentRecord]):
             else [message.offset() for message in messages],
             [stamp for _, stamp in map(_TIMESTAMP, messages)],
             list(map(_VALUE, messages)),
-            lambda: [_headers_or_mark(message) for message in messages],
+            lambda: [_headers_or_mark(message, self._broken) for message in messages],
         )
 
 
-def _headers(message: Any) -> Headers:
-    try:
-        return message.headers() or ()
-    except (SystemError, UnicodeDecodeError) as error:  # the client raises the first for the second
-        raise UnreadableHeadersError(f"The name of a header is no UTF-8 ({error}).") from error
+def _headers(message: Any, broken: set[int]) -> Headers:
+    """Return the headers of a message. Raises UnreadableHeadersError.
+
+    For a name that is no UTF-8 confluent-kafka makes a list with a hole, keeps it, and sets an error. Asked
+    again it gives that list without a word, and whoever looks into it ends the process. So such a message,
+    named by `id` in `broken` while it lives, is asked once.
+    """
+    if id(message) not in broken:
+        try:
+            # `message.headers()` in code that has run often would not be looked at for an error at once.
+            return _HEADERS(message) or ()
+        except (SystemError, UnicodeDecodeError):
+            broken.add(id(message))
+    raise UnreadableHeadersError("The name of a header is no UTF-8.")
 
 
-def _headers_or_mark(message: Any) -> Headers:
+def _headers_or_mark(message: Any, broken: set[int]) -> Headers:
     try:
-        return message.headers() or ()
-    except (SystemError, UnicodeDecodeError):
+        return _headers(message, broken)
+    except UnreadableHeadersError:
         return UNREADABLE
 
 
@@ -581,7 +593,9 @@ class ConfluentSource:
         self._asking = None
 
 
-_NUMBER, _TIMESTAMP, _VALUE = map(methodcaller, ("partition", "timestamp", "value"))
+_HEADERS, _NUMBER, _TIMESTAMP, _VALUE = map(
+    methodcaller, ("headers", "partition", "timestamp", "value")
+)
 
 
 def _run_of(message: Any) -> tuple[str, int, bool]:
