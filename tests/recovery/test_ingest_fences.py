@@ -298,6 +298,31 @@ def test_a_message_that_breaks_counting_itself_is_found_and_rejected(store, log,
     assert_balanced(store)
 
 
+def test_a_second_one_behind_the_batch_in_trouble_costs_no_innocent_record(store, log, monkeypatch):
+    """What comes behind such a batch is read as one again: if it fails, which record it is must be found."""
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert not {"id7", "id33"} & set(rows.ids.tolist())
+        return real(view, cuts, rows, *rest)
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    while not ingest._trouble:
+        ingest.step(0)
+    send_rows(log, [row(i) for i in range(20, 40)])
+    for _ in range(120):
+        ingest.step(0)
+    with store.read() as connection:
+        rejected = connection.execute(select(t.rejected.c.offset)).scalars().all()
+    assert sorted(rejected) == [8, 34], "the first offset is id99's"
+    assert entry(store).unit("row")["counted"] == 39
+    assert_balanced(store)
+
+
 def test_a_value_that_the_store_refuses_is_rejected_and_does_not_look_like_an_outage(
     store, log, monkeypatch
 ):
