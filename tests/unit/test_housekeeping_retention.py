@@ -58,8 +58,8 @@ def by_resolution(store) -> dict[str, int]:
         }
 
 
-def test_old_panes_become_hours_and_days_by_event_time_and_old_detail_goes(store_url, monkeypatch):
-    monkeypatch.setattr(housekeeping, "ROWS_PER_TICK", 10)
+def twenty_hours(store_url):
+    """A store with rows in each half hour of twenty hours of a model: (store, writer, now in ms)."""
     store = open_store(store_url)
     metadata.create_all(store.engine)
     contract = Contract(
@@ -74,6 +74,12 @@ def test_old_panes_become_hours_and_days_by_event_time_and_old_detail_goes(store
     for number in range(40):
         writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
     writer.passed(DAY + 20 * HOUR_MS)
+    return store, writer, now_ms
+
+
+def test_old_panes_become_hours_and_days_by_event_time_and_old_detail_goes(store_url, monkeypatch):
+    monkeypatch.setattr(housekeeping, "ROWS_PER_TICK", 10)
+    store, writer, now_ms = twenty_hours(store_url)
     writer.seal(DAY + 20 * HOUR_MS)
     evaluator = Evaluator(store, "one")
     assert evaluator.tick(now_ms) == 40
@@ -168,20 +174,7 @@ def test_what_waits_for_a_verdict_or_for_labels_keeps_its_panes_whatever_its_age
 
 
 def test_what_is_old_goes_while_newer_labels_wait_for_the_joiner(store_url):
-    store = open_store(store_url)
-    metadata.create_all(store.engine)
-    contract = Contract(
-        name="m",
-        task="binary",
-        features={"x": Feature("number")},
-        windows=Windows(length="30 min", pane="30 min", out_of_order="0s", min_rows=5),
-    )
-    now_ms = 1_700_000_000_000
-    writer = SeriesWriter(store, contract, now_ms)
-    writer.fit_cuts({"x": [float(i) for i in range(50)]})
-    for number in range(40):
-        writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
-    writer.passed(DAY + 20 * HOUR_MS)
+    store, _, now_ms = twenty_hours(store_url)
     assert Evaluator(store, "one").tick(now_ms) == 40
     hours = [DAY + number * HOUR_MS for number in range(20)]
     with store.write() as connection:
