@@ -101,7 +101,6 @@ def rebalanced(world):
 
 def broker_restarted(world):
     """The broker stops in good order, and is killed."""
-    world.allowed += ["kafka", "Kafka"]
     # kafka-python's producer, when it is let go with messages on their way, says so in a traceback.
     world.allowed += [
         "Traceback (most",
