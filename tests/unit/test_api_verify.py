@@ -15,12 +15,10 @@ from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import Verdict
-from trimtab.stats.aggregate import ResourceState
 from trimtab.store import migrate
 from trimtab.store.engine import Store, open_store
 from trimtab.store.joiners import ask_expiry
 from trimtab.store.models import apply_contract
-from trimtab.store.resources import write_resources
 from trimtab.store.rollups import apply_fold, forget_counts, plan_panes, plan_rollup
 from trimtab.store.tables import (
     baseline_windows,
@@ -66,11 +64,7 @@ def judged(store: Store, windows: int = 6) -> SeriesWriter:
         start_ms = START + number * LENGTH
         writer.rows(start_ms, {"x": (rng.normal(size=200) + number).tolist()}, prediction=answers)
         writer.labels(start_ms, [("a", "a")] * 170 + [("a", "b")] * 30, predicted_rows=200)
-        with store.write() as connection:
-            gauges = {"cpu_percent": [10.0, 20.0]}
-            write_resources(
-                connection, 1, {("m", start_ms, "1", "i"): ResourceState.observe(gauges)}
-            )
+        writer.gauges(start_ms, {"cpu_percent": [10.0, 20.0]})
     writer.passed(START + windows * LENGTH)
     evaluator = Evaluator(store, "one")
     for tick in range(3):

@@ -249,6 +249,49 @@ def test_a_late_row_makes_a_revision_that_says_what_changed(local):
     assert newest.figures["rows"] == 207
 
 
+def test_a_late_gauge_makes_a_revision_that_says_what_changed(store):
+    world = World(store, contract())
+    world.calm(2)
+    first, second = START, START + LENGTH
+    world.writer.gauges(second, {"cpu": [10.0, 30.0], "memory": [5.0]})
+    assert world.tick() == 1
+    world.writer.gauges(second, {"cpu": [20.0]})
+    assert world.tick() == 1
+    told = [r.verdict for r in verdicts.verdict_history(store, "m", second)]
+    assert [v.changed for v in told[1:]] == ["+3 samples of resources", "+1 samples of resources"]
+    assert told[-1].figures["resources"]["cpu"]["samples"] == 3
+    assert len(verdicts.verdict_history(store, "m", first)) == 1
+    assert world.tick() == 0
+
+
+def test_gauges_alone_make_no_window(local):
+    world = World(local, contract())
+    world.writer.gauges(START - 5 * LENGTH, {"cpu": [1.0]})
+    world.calm(1)
+    world.window(100)
+    world.pass_to(101)
+    world.tick()
+    judged = world.outcomes()
+    for number in (-5, 50, 200):  # before all, in a gap that was passed over, in the future
+        world.writer.gauges(START + number * LENGTH, {"cpu": [1.0]})
+        world.tick()
+    assert world.outcomes() == judged
+
+
+def test_gauges_that_come_while_a_window_is_open_are_judged_with_it(local):
+    world = World(local, contract())
+    world.calm(1)
+    world.window(1)
+    world.writer.gauges(START + LENGTH, {"cpu": [1.0, 2.0]})
+    world.tick()
+    world.writer.gauges(START + LENGTH, {"cpu": [3.0]})
+    world.pass_to(2)
+    assert world.tick() == 1
+    assert world.tick() == 0
+    (only,) = verdicts.verdict_history(local, "m", START + LENGTH)
+    assert only.verdict.figures["resources"]["cpu"]["samples"] == 3
+
+
 def test_a_gap_gives_a_bounded_number_of_windows_that_cannot_be_told(local):
     world = World(local, contract())
     world.calm(1)

@@ -277,7 +277,7 @@ def test_a_fold_killed_before_any_of_its_statements_leaves_all_or_nothing(store,
     world.rows(DAY + 27 * HOUR_MS, 0, segment="c=a")
     gauges = {("m", DAY, "1", f"pod-{i}"): ResourceState.observe({"cpu": [i]}) for i in range(3)}
     with store.write() as connection:
-        write_resources(connection, 1, gauges)
+        write_resources(connection, 1, 0, gauges)
     before_kept = Kept(panes_ms=400 * HOUR_MS)
     kept = {
         "panes": before_kept,
@@ -438,9 +438,8 @@ def test_gauges_become_hours_over_instances_and_a_late_sample_joins_its_hour(sto
     def sample(partition_id: int, pane: int, instance: str, value: float) -> None:
         key = ("m", DAY + pane * 10 * MINUTE, "1", instance)
         with store.write() as connection:
-            write_resources(
-                connection, partition_id, {key: ResourceState.observe({"cpu": [value]})}
-            )
+            gauges = {key: ResourceState.observe({"cpu": [value]})}
+            write_resources(connection, partition_id, 0, gauges)
 
     for pane in range(60):
         for instance in ("a", "b"):
@@ -459,13 +458,30 @@ def test_gauges_become_hours_over_instances_and_a_late_sample_joins_its_hour(sto
     assert (cpu.count, cpu.maximum) == (13, 99.0)
 
 
+def test_a_sample_that_nobody_has_judged_yet_is_not_folded(store):
+    world = World(store, contract())
+    world.hours(0, 10)
+    key = ("m", DAY, "1", "pod")
+    end_ms = DAY + 10 * HOUR_MS
+
+    def fold(seen: dict[str, int]) -> int:
+        with store.write() as connection:
+            return fold_resources(connection, "m", Resolution.HOUR, end_ms, 100, seen)
+
+    with store.write() as connection:
+        write_resources(connection, 7, 5, {key: ResourceState.observe({"cpu": [1.0]})})
+    assert [fold(seen) for seen in ({}, {"1": 9}, {"7": 4})] == [0, 0, 0]
+    assert fold({"1": 9, "7": 5}) == 1
+    assert world.count(t.resource_panes) == 0
+
+
 def test_a_sample_that_comes_while_its_hour_is_folded_counts_once(store):
     world = World(store, contract())
     world.hours(0, 10)
     key = ("m", DAY, "1", "pod")
     one = {key: ResourceState.observe({"cpu": [1.0]})}
     with store.write() as connection:
-        write_resources(connection, 1, one)
+        write_resources(connection, 1, 1, one)
     begun = threading.Event()
     done: list[int] = []
 
@@ -473,14 +489,14 @@ def test_a_sample_that_comes_while_its_hour_is_folded_counts_once(store):
         begun.set()
         with store.write() as connection:
             end_ms = DAY + 10 * HOUR_MS
-            done.append(fold_resources(connection, "m", Resolution.HOUR, end_ms, 100))
+            done.append(fold_resources(connection, "m", Resolution.HOUR, end_ms, 100, {"1": 1}))
 
     folding = threading.Thread(target=fold)
     with store.write() as connection:
-        write_resources(connection, 1, one)
+        write_resources(connection, 1, 1, one)
         folding.start()
         assert begun.wait(60)
-        write_resources(connection, 1, one)
+        write_resources(connection, 1, 1, one)
     folding.join(60)
     assert done == [1]
     with store.read() as connection:

@@ -21,7 +21,7 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import usable
 from trimtab.detect.rules import flag_of
 from trimtab.detect.series import close_windows, coalesce_ms
-from trimtab.detect.verdict import Detector, encode, evaluate, input_digest
+from trimtab.detect.verdict import Detector, WindowInputs, encode, evaluate, input_digest
 from trimtab.errors import ConflictError, TrimtabError
 from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
 from trimtab.monitor.quiet import Quiet, closed_to
@@ -35,6 +35,7 @@ from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.panes import first_start_ms, starts_with_rows
 from trimtab.store.verdicts import (
+    Head,
     Progress,
     add_verdict,
     flushed_since,
@@ -45,6 +46,7 @@ from trimtab.store.verdicts import (
     windows_ending,
 )
 from trimtab.store.watermarks import watermark_of
+from trimtab.store.window_state import WindowState
 from trimtab.windows.panes import start_of
 from trimtab.windows.watermark import Watermark
 
@@ -213,6 +215,7 @@ class Evaluator:
         contract = reader.contract
         model, length_ms = contract.name, contract.windows.length_ms
         progress = progress_of(connection, model)
+        is_first = progress is None
         if progress is None:
             first_ms = first_start_ms(connection, model)
             # Rows held for the cuts are counted partition by partition; a baseline that began
@@ -224,7 +227,7 @@ class Evaluator:
         mark, rows = watermark_of(connection, contract, now_ms)
         flushed = flushed_since(connection, model, progress.seen)
         joined = joined_since(connection, model, progress.joined)
-        panes_ms = (*flushed.pane_starts_ms, *joined.pane_starts_ms)
+        panes_ms = flushed.pane_starts_ms | joined.pane_starts_ms
         due = _labels_due_windows(connection, contract, progress.due_to_ms, mark.ms)
         unlabelled = [s for s in due if not _has_labels(reader, connection, s)]
         changed = {
@@ -234,7 +237,7 @@ class Evaluator:
                 *progress.pending,
                 *unlabelled,
             )
-            if start_ms < from_ms
+            if start_ms < from_ms and not is_first  # then there may be older gauges
         }
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
@@ -329,7 +332,9 @@ class Evaluator:
             if held or early or len(revised) >= WINDOWS_PER_TICK:
                 pending.add(start_ms)
                 continue
-            one = self._judge(connection, reader, start_ms, start_ms + length_ms, mark, now_ms)
+            one = self._judge(
+                connection, reader, start_ms, start_ms + length_ms, mark, now_ms, again=True
+            )
             if one is None:
                 continue
             revised.append(_Judged(one[0], one[1], gather=False))
@@ -349,6 +354,8 @@ class Evaluator:
         end_ms: int,
         mark: Watermark,
         now_ms: int,
+        *,
+        again: bool = False,
     ) -> tuple[Verdict, PaneState | None] | None:
         """Return the window's new verdict, and remember it; None when its evidence is what it was."""
         head = reader.head(connection, start_ms)
@@ -357,8 +364,10 @@ class Evaluator:
         inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
         if head is not None and head.evidence.input_digest == input_digest(inputs):
             return None
-        if read.coarser is not None or (head is not None and read.rows < head.figures.rows):
+        if read.coarser is not None or (head is not None and _has_less(inputs, read, head)):
             return None  # its counts are past retention: what was judged of them stays
+        if again and head is None and read.state is None:
+            return None  # gauges alone, in a gap that was passed over
         verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
         reader.remember(head_of(encode(verdict), now_ms))
         return verdict, read.state
@@ -404,6 +413,12 @@ def _has_labels(reader: ModelReader, connection: Connection, start_ms: int) -> b
     found = head.figures.performance.get(str(head.evidence.prior.get("judged_version")), {})
     labelled, predicted = (int(found.get(f"{n}_rows", 0)) for n in ("labelled", "predicted"))
     return has_labels_wanted(reader.contract, labelled, predicted)
+
+
+def _has_less(inputs: WindowInputs, read: WindowState, head: Head) -> bool:
+    """Whether retention has taken rows or samples that the window's last verdict counted."""
+    rows, samples = head.figures.rows, head.figures.resource_samples
+    return read.rows < rows or inputs.resources.samples < samples
 
 
 def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:

@@ -554,7 +554,7 @@ class OwnedPartition:
                 next_offset=flush.next_offset,
                 run=run,
             )
-        resources.write_resources(connection, pid, flush.resources)
+        resources.write_resources(connection, pid, self.flush_seq, flush.resources)
         flushes.keep_rejected(connection, pid, flush.rejected)
         flushes.see_versions(connection, {m: sorted(v) for m, v in flush.versions.items()}, now_ms)
         self.sampler.write(connection, now_ms)

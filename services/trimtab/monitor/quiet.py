@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from trimtab.contracts.model import Contract, Windows
 from trimtab.store.joiners import joiner_positions
 from trimtab.store.models import ContractRow
+from trimtab.store.resources import gauges_since
 from trimtab.store.watermarks import (
     MarkRow,
     PartitionStand,
@@ -68,6 +69,11 @@ class _Found(Struct):
     marks: list[Watermark]
     """Under any of these it had nothing to judge."""
 
+    def has_judged(self, start_ms: int) -> bool:
+        """Whether what begins then lies in a window that was judged."""
+        length_ms = self.row.contract.windows.length_ms
+        return self.next_end_ms is not None and start_ms < self.next_end_ms - length_ms
+
 
 class Quiet:
     """The models that had nothing to judge. `look` begins a tick; what was found before it holds or goes."""
@@ -84,7 +90,10 @@ class Quiet:
         self._found.clear()
 
     def look(self, connection: Connection) -> None:
-        """Read what has moved since the last look, and forget the models that have."""
+        """Read what has moved since the last look, and forget the models that have.
+
+        A gauge moves a model only if its window was judged: of an open one it is read when that closes.
+        """
         self._stands = partition_stands(connection)
         for partition_id, flush_seq in last_flushes(connection).items():
             seen = self._flushes.get(partition_id, -1)
@@ -93,6 +102,11 @@ class Quiet:
             for model, row in marks_since(connection, partition_id, seen):
                 self._rows.setdefault(model, {})[partition_id] = row
                 self._found.pop(model, None)
+            if self._found:
+                for model, start_ms in gauges_since(connection, partition_id, seen):
+                    found = self._found.get(model)
+                    if found is not None and found.has_judged(start_ms):
+                        del self._found[model]
             self._flushes[partition_id] = flush_seq
         joins = joiner_positions(connection)
         for key in joins.items() - self._joins.items():

@@ -12,7 +12,7 @@ A pane that is not sealed, because its partition brings nothing more, stays as i
 comes late begins a new generation and goes the same way, into the hour or day that is there already.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from msgspec import Struct
@@ -77,7 +77,7 @@ def roll_up(
         _plan_of(model, Resolution.DAY, limits.hours_ms, limit),
     )
     done = [_do(store, lease, step) for step in steps]
-    done.append(_resources_and_end(store, lease, model, limits, limit))
+    done.append(_resources_and_end(store, lease, model, limits, limit, seen))
     return Rolled(sum(one.rows for one in done), more=any(one.more for one in done))
 
 
@@ -99,13 +99,18 @@ def _do(store: Store, lease: Lease, plan: Plan) -> Rolled:
 
 
 def _resources_and_end(
-    store: Store, lease: Lease, model: str, limits: FoldLimits, limit: int
+    store: Store,
+    lease: Lease,
+    model: str,
+    limits: FoldLimits,
+    limit: int,
+    seen: Mapping[str, int] | None,
 ) -> Rolled:
     with store.write() as connection:
         check(connection, lease)
         gone = (
-            fold_resources(connection, model, Resolution.HOUR, limits.panes_ms, limit),
-            fold_resources(connection, model, Resolution.DAY, limits.hours_ms, limit),
+            fold_resources(connection, model, Resolution.HOUR, limits.panes_ms, limit, seen),
+            fold_resources(connection, model, Resolution.DAY, limits.hours_ms, limit, seen),
             forget_counts(connection, model, limits.days_ms, limit),
         )
     return Rolled(sum(gone), more=max(gone) >= limit)

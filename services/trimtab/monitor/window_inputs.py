@@ -170,7 +170,7 @@ class ModelReader:
             panes=read.panes,
             lost=read.lost,
             stalled=stalled,
-            changed=None if head is None else _changed(head, read, performance),
+            changed=None if head is None else _changed(head, read, performance, resources),
         ), read
 
     def compared(self, inputs: WindowInputs, read: WindowState) -> Figures:
@@ -316,14 +316,17 @@ def _labels_wanted(contract: Contract) -> int:
     )
 
 
-def _changed(head: Head, read: WindowState, performance: Mapping[str, Labelled]) -> str:
+def _changed(
+    head: Head,
+    read: WindowState,
+    performance: Mapping[str, Labelled],
+    resources: ResourceState,
+) -> str:
     rows = (read.state.rows if read.state else 0) - head.figures.rows
     labels = sum(p.labelled_rows for p in performance.values()) - head.figures.labelled_rows
-    parts = []
-    if rows:
-        parts.append(f"{rows:+d} rows")
-    if labels:
-        parts.append(f"{labels:+d} labelled rows")
+    samples = resources.samples - head.figures.resource_samples
+    counts = ((rows, "rows"), (labels, "labelled rows"), (samples, "samples of resources"))
+    parts = [f"{count:+d} {what}" for count, what in counts if count]
     return ", ".join(parts) or "other evidence about the same rows"
 
 

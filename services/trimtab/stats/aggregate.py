@@ -337,6 +337,11 @@ class ResourceState(msgspec.Struct, frozen=True):
         """Prepare the state of samples by gauge, each shape (n,); NaN is not measured."""
         return cls(_without_empty({name: LogHistogram.observe(v) for name, v in gauges.items()}))
 
+    @property
+    def samples(self) -> int:
+        """Samples of all gauges."""
+        return sum(gauge.count for gauge in self.gauges.values())
+
     def merge(self, other: Self) -> Self:
         """Return the state of both."""
         return type(self)(_merge_maps(self.gauges, other.gauges))

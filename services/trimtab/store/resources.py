@@ -1,6 +1,6 @@
 """Gauges of resources as stored: written by flushes, merged over instances and partitions when read."""
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, func, or_, select
 
 from trimtab.stats.aggregate import ResourceState
 from trimtab.store.dialect import insert_for
@@ -12,6 +12,7 @@ from trimtab.windows.rollup import Resolution
 def write_resources(
     connection: Connection,
     partition_id: int,
+    flush_seq: int,
     states: dict[tuple[str, int, str, str], ResourceState],
 ) -> None:
     """Merge gauges into the stored panes, by (model, pane start, version, instance); inside the flush.
@@ -34,10 +35,13 @@ def write_resources(
             .with_for_update()
         )
         whole = state if stored is None else ResourceState.from_bytes(stored).merge(state)
-        statement = insert_for(connection, resource_panes).values(state=whole.to_bytes(), **key)
+        statement = insert_for(connection, resource_panes).values(
+            state=whole.to_bytes(), flush_seq=flush_seq, **key
+        )
         connection.execute(
             statement.on_conflict_do_update(
-                index_elements=list(key), set_={"state": statement.excluded.state}
+                index_elements=list(key),
+                set_={name: statement.excluded[name] for name in ("state", "flush_seq")},
             )
         )
 
@@ -66,3 +70,16 @@ def window_resources(
             state = ResourceState.from_bytes(row.state)
             total[row.version] = total[row.version].merge(state) if row.version in total else state
     return dict(sorted(total.items()))
+
+
+def gauges_since(
+    connection: Connection, partition_id: int, flush_seq: int
+) -> list[tuple[str, int]]:
+    """Return the models to whose gauges later flushes of a partition have added, each with its oldest such pane."""
+    c = resource_panes.c
+    found = connection.execute(
+        select(c.model, func.min(c.pane_start_ms))
+        .where(c.partition_id == partition_id, c.flush_seq > flush_seq)
+        .group_by(c.model)
+    )
+    return [(model, start_ms) for model, start_ms in found]

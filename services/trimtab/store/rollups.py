@@ -5,8 +5,8 @@ folds. It is planned in a snapshot, where merging holds nobody up, and done in a
 refused when the rows planned for are not exactly those there. That is safe because they cannot change:
 
 - a sealed row of `panes` is written by nobody any more; a later row begins a new generation;
-- only rows that the evaluator has seen are folded, and `flushed_since` looks at `panes` only, so a fold is
-  no change to it, and a late row is one;
+- only rows that the evaluator has seen are folded, and `flushed_since` looks at what flushes write, so a fold
+  is no change to it, and a late row is one;
 - `rollups` is written by folds only.
 
 Gauges are the exception: a flush may still add to a row of `resource_panes`, so these are read and folded
@@ -26,7 +26,9 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
+    false,
     insert,
+    or_,
     select,
 )
 
@@ -258,15 +260,28 @@ def apply_fold(connection: Connection, fold: Fold) -> int:
 
 
 def fold_resources(
-    connection: Connection, model: str, resolution: Resolution, before_ms: int, limit: int
+    connection: Connection,
+    model: str,
+    resolution: Resolution,
+    before_ms: int,
+    limit: int,
+    seen: Mapping[str, int] | None,
 ) -> int:
     """Fold gauges into hours (from panes) or days (from hours), over instances and partitions.
 
-    Returns how many rows went.
+    `seen` is that of `plan_panes`. Returns how many rows went.
     """
     if resolution is Resolution.HOUR:
         table, start = resource_panes, resource_panes.c.pane_start_ms
         mine = table.c.model == model
+        if seen is not None:
+            mine &= or_(
+                false(),
+                *(
+                    (table.c.partition_id == int(pid)) & (table.c.flush_seq <= seq)
+                    for pid, seq in sorted(seen.items())
+                ),
+            )
     else:
         table, start = resource_rollups, resource_rollups.c.start_ms
         mine = (table.c.model == model) & (table.c.resolution == Resolution.HOUR.value)

@@ -167,8 +167,10 @@ def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
         return f"{(mark.ms - progress.evaluated_to_ms) // length_ms:,} windows to judge"
     changed = flushed_since(connection, model, progress.seen).pane_starts_ms
     changed |= joined_since(connection, model, progress.joined).pane_starts_ms
-    if changed or progress.pending:
-        return f"{len(progress.pending) or len(changed):,} windows to judge again"
+    # Gauges of a window that is open are looked at when it closes.
+    again = [start_ms for start_ms in changed if start_ms < progress.evaluated_to_ms]
+    if again or progress.pending:
+        return f"{len(progress.pending) or len(again):,} windows to judge again"
     return ""
 
 

@@ -238,6 +238,9 @@ resource_panes = Table(
     Column("partition_id", BigInteger, primary_key=True),
     Column("generation", Integer, primary_key=True),
     Column("state", LargeBinary, nullable=False),
+    Column("flush_seq", BigInteger, nullable=False),  # the last flush that added to it
+    Index(None, "model", "partition_id", "flush_seq"),  # the evaluator asks what changed since
+    Index(None, "partition_id", "flush_seq"),  # and which models a flush has touched
 )
 
 rollups = Table(  # counts over partitions and generations; written by folds only, under their lease

@@ -14,7 +14,9 @@ from trimtab.store.engine import Store
 from trimtab.store.tables import (
     evaluations,
     panes,
+    partitions,
     performance,
+    resource_panes,
     verdicts,
     watermarks,
 )
@@ -140,11 +142,17 @@ class HeadFigures(Struct, frozen=True):
 
     rows: int
     performance: dict[str, dict[str, Any]] = {}
+    resources: dict[str, dict[str, Any]] = {}
 
     @property
     def labelled_rows(self) -> int:
         """Labelled rows over all versions."""
         return sum(p["labelled_rows"] for p in self.performance.values())
+
+    @property
+    def resource_samples(self) -> int:
+        """Samples of all gauges."""
+        return sum(gauge["samples"] for gauge in self.resources.values())
 
 
 class Head(Struct, frozen=True):
@@ -189,7 +197,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     evaluated_to_ms: int
     """Windows that end at or before this have a verdict, or lie inside a long gap without rows."""
     seen: dict[str, int] = {}
-    """By partition: the flush up to which panes were looked at."""
+    """By partition: the flush up to which counts and gauges of panes were looked at."""
     joined: dict[str, int] = {}
     """By hash shard: the joiner's position up to which labels were looked at."""
     pending: list[int] = []
@@ -228,29 +236,46 @@ class Touched(Struct, frozen=True):
 
 
 def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -> Touched:
-    """Return the panes that were flushed after the positions `seen` (partition id to flush)."""
+    """Return the panes whose counts or gauges were flushed after the positions `seen` (partition id to flush)."""
     found: set[int] = set()
     positions = dict(seen)
-    touched = connection.execute(
-        select(watermarks.c.partition_id, watermarks.c.flush_seq).where(watermarks.c.model == model)
-    ).all()
-    for partition_id, last_seq in touched:
-        key = str(partition_id)
-        if last_seq <= seen.get(key, -1):
-            continue
-        rows = connection.execute(
-            select(panes.c.pane_start_ms, func.max(panes.c.flush_seq))
-            .where(
-                panes.c.model == model,
-                panes.c.partition_id == partition_id,
-                panes.c.flush_seq > seen.get(key, -1),
-            )
-            .group_by(panes.c.pane_start_ms)
-        ).all()
-        for start_ms, flush_seq in rows:
-            found.add(start_ms)
-            positions[key] = max(positions.get(key, -1), flush_seq)
+    for table, last_flushes in (
+        (panes, _last_flushes_of_rows(model)),
+        (resource_panes, _last_flushes_of_gauges(model)),
+    ):
+        for partition_id, last_seq in connection.execute(last_flushes).all():
+            key = str(partition_id)
+            if last_seq is None or last_seq <= seen.get(key, -1):
+                continue
+            rows = connection.execute(
+                select(table.c.pane_start_ms, func.max(table.c.flush_seq))
+                .where(
+                    table.c.model == model,
+                    table.c.partition_id == partition_id,
+                    table.c.flush_seq > seen.get(key, -1),
+                )
+                .group_by(table.c.pane_start_ms)
+            ).all()
+            for start_ms, flush_seq in rows:
+                found.add(start_ms)
+                positions[key] = max(positions.get(key, -1), flush_seq)
     return Touched(frozenset(found), positions)
+
+
+def _last_flushes_of_rows(model: str) -> Select[Any]:
+    return select(watermarks.c.partition_id, watermarks.c.flush_seq).where(
+        watermarks.c.model == model
+    )
+
+
+def _last_flushes_of_gauges(model: str) -> Select[Any]:
+    """Of every partition, from the index: null where it has brought no gauge of the model."""
+    newest = (
+        select(func.max(resource_panes.c.flush_seq))
+        .where(resource_panes.c.model == model, resource_panes.c.partition_id == partitions.c.id)
+        .scalar_subquery()
+    )
+    return select(partitions.c.id, newest).where(partitions.c.consumer == "monitor")
 
 
 def joined_since(connection: Connection, model: str, joined: Mapping[str, int]) -> Touched:

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, func, insert, select, update
 
 from trimtab.contracts.model import Contract
-from trimtab.stats.aggregate import Column, LatencyState, PaneState, observe_pane
+from trimtab.stats.aggregate import Column, LatencyState, PaneState, ResourceState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
 from trimtab.store.baselines import build_cuts
@@ -20,6 +20,7 @@ from trimtab.store.joiners import claim_joiner
 from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import PaneKey, PaneRow, generations, write_panes
+from trimtab.store.resources import write_resources
 from trimtab.store.tables import joiners, partitions, performance, watermarks
 from trimtab.store.watermarks import WatermarkRow, write_watermarks
 
@@ -91,6 +92,20 @@ class SeriesWriter:
             counted = ClassKey("row", self.contract.name, "counted")
             add_classes(connection, partition_id, {counted: count})
             self._watermark(connection, partition_id, seq, newest)
+
+    def gauges(
+        self,
+        pane_start_ms: int,
+        samples: Mapping[str, Sequence[float]],
+        *,
+        version: str = "1",
+        instance: str = "one",
+    ) -> None:
+        """Flush samples of resources, by gauge, into one pane of one instance; on a topic of their own."""
+        place = (self.contract.name, pane_start_ms, version, instance)
+        with self.store.write() as connection:
+            partition_id, seq = self._flush(connection, 0, 0, topic="resources")
+            write_resources(connection, partition_id, seq, {place: ResourceState.observe(samples)})
 
     def passed(self, time_ms: int, partition: int = 0) -> None:
         """Move the watermark to `time_ms`, as a row that is just late enough would."""
@@ -174,10 +189,12 @@ class SeriesWriter:
                 .values(position=self._position)
             )
 
-    def _flush(self, connection: Any, partition: int, rows: int) -> tuple[int, int]:
+    def _flush(
+        self, connection: Any, partition: int, rows: int, topic: str = "t"
+    ) -> tuple[int, int]:
         found = connection.execute(
             select(partitions.c.id, partitions.c.flush_seq).where(
-                partitions.c.partition == partition
+                partitions.c.topic == topic, partitions.c.partition == partition
             )
         ).one_or_none()
         changing: dict[str, Any] = {
@@ -195,8 +212,8 @@ class SeriesWriter:
             insert(partitions).values(
                 consumer="monitor",
                 cluster_id="test",
-                topic="t",
-                topic_id="t",
+                topic=topic,
+                topic_id=topic,
                 partition=partition,
                 epoch=1,
                 owner="test",

@@ -347,6 +347,7 @@ def upgrade() -> None:
         sa.Column("partition_id", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("flush_seq", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint(
             "model",
             "pane_start_ms",
@@ -356,6 +357,18 @@ def upgrade() -> None:
             "generation",
             name=op.f("pk_resource_panes"),
         ),
+    )
+    op.create_index(
+        op.f("ix_resource_panes_model_partition_id_flush_seq"),
+        "resource_panes",
+        ["model", "partition_id", "flush_seq"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_resource_panes_partition_id_flush_seq"),
+        "resource_panes",
+        ["partition_id", "flush_seq"],
+        unique=False,
     )
     op.create_table(
         "resource_rollups",
