@@ -875,8 +875,8 @@ def test_resources_are_gauges_of_a_window(store, log):
     drain(member(store, log))
     with store.read() as connection:
         found = window_resources(connection, "m", T0, T0 + 2_000)
-    assert found["1"].gauges["cpu"].count == 2
-    assert found["1"].gauges["memory"].count == 1
+    assert found["1"].gauges["cpu_percent"].count == 2
+    assert found["1"].gauges["memory_bytes"].count == 1
     assert_balanced(store)
 
 

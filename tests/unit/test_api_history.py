@@ -136,7 +136,8 @@ def test_counts_under_other_cuts_are_not_compared_with_the_baseline(store: Store
     assert newest.figures["features"]["x"]["reason"] == "no baseline yet"
     assert before.figures["features"]["x"]["psi"] is not None
     (day,) = told(store, Resolution.DAY).items
-    assert (day.rows, day.other_cuts_rows) == (300, 12 * 300)
+    assert (day.rows, day.other_cuts_rows) == (13 * 300, 300)
+    assert day.figures["features"]["x"]["rows"] == 12 * 300
 
 
 def test_the_api_and_the_command_give_the_same_history(

@@ -66,7 +66,7 @@ class World:
             pairs = [("a", "a")] * right + [("a", "b")] * (10 - right)
             writer.labels(pane_ms, pairs, predicted_rows=20)
         elif act == "gauges":
-            writer.gauges(pane_ms, {"cpu": [rng.random()]})
+            writer.gauges(pane_ms, {"cpu_percent": [rng.random()]})
         elif act == "pass":
             writer.passed(self.now_ms, partition)
         elif act == "read":
@@ -171,12 +171,16 @@ def test_a_model_that_nothing_moves_is_not_looked_at_again_until_something_does(
         world.evaluator.tick(world.now_ms)
         return set(looked - before)
 
-    world.writers["silent"].gauges(START + 60 * SECOND, {"cpu": [0.1]})
+    world.writers["silent"].gauges(START + 60 * SECOND, {"cpu_percent": [0.1]})
     assert again() == set()  # its window is open
-    world.writers["silent"].gauges(START, {"cpu": [0.1]})
+    world.writers["silent"].gauges(START, {"cpu_percent": [0.1]})
     assert again() == {"silent"}
+    assert again() == {"silent"}  # what it is to wait for is known now
+    assert again() == set()
     world.writers["late"].rows(START, {"x": [0.1] * 20}, prediction=["a", "b"] * 10)
-    assert "late" in again()
+    assert again() == {"late"}
+    assert again() == {"late"}
+    assert again() == set()
     for _ in range(3):  # its revision waits for its turn
         world.now_ms += 5 * SECOND
         world.evaluator.tick(world.now_ms)

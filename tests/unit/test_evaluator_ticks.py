@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from trimtab.contracts.model import Alarms, Contract, Feature, Labels, Reference, Windows
 from trimtab.detect.series import EMPTY_WINDOWS
 from trimtab.detect.verdict import encode
 from trimtab.errors import TrimtabError
+from trimtab.events.types import ResourceSample
+from trimtab.monitor import evaluator as evaluator_module
 from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.partition import gauges_of
 from trimtab.records import AlertState, Outcome, Reason
 from trimtab.store import alerts, baselines, verdicts
 from trimtab.store.engine import Store, open_store
+from trimtab.store.models import apply_contract
 from trimtab.store.tables import metadata, outbox
 from trimtab.store.tables import verdicts as verdict_table
 from trimtab.testing.series import SeriesWriter
@@ -249,31 +254,117 @@ def test_a_late_row_makes_a_revision_that_says_what_changed(local):
     assert newest.figures["rows"] == 207
 
 
+def test_a_late_row_after_new_cuts_takes_no_row_from_its_window(local):
+    world = World(local, contract())
+    world.calm(4)
+    before = verdicts.verdict_history(local, "m", START)[-1].verdict
+    world.writer.fit_cuts({"x": (world.rng.normal(size=2_000) + 5).tolist()}, ["a", "b"])
+    world.window(0, rows=1)
+    assert world.tick() == 1
+    after = verdicts.verdict_history(local, "m", START)[-1].verdict
+    assert after.changed == "+1 rows"
+    assert after.figures["rows"] == 201
+    assert after.figures["features"] == before.figures["features"]
+    assert after.evidence.cuts_id == before.evidence.cuts_id
+
+
 def test_a_late_gauge_makes_a_revision_that_says_what_changed(store):
     world = World(store, contract())
     world.calm(2)
     first, second = START, START + LENGTH
-    world.writer.gauges(second, {"cpu": [10.0, 30.0], "memory": [5.0]})
+    world.writer.gauges(second, {"cpu_percent": [10.0, 30.0], "memory_bytes": [5.0]})
     assert world.tick() == 1
-    world.writer.gauges(second, {"cpu": [20.0]})
+    world.writer.gauges(second, {"cpu_percent": [20.0]})
     assert world.tick() == 1
     told = [r.verdict for r in verdicts.verdict_history(store, "m", second)]
     assert [v.changed for v in told[1:]] == ["+3 samples of resources", "+1 samples of resources"]
-    assert told[-1].figures["resources"]["cpu"]["samples"] == 3
+    assert told[-1].figures["resources"]["cpu_percent"]["samples"] == 3
     assert len(verdicts.verdict_history(store, "m", first)) == 1
     assert world.tick() == 0
 
 
+def test_a_rule_on_a_gauge_is_judged_from_what_producers_send(local):
+    made = contract(
+        alarms=Alarms(rules=("cpu_percent > 90 in 1 of 1", "memory_bytes > 2000000000"))
+    )
+    world = World(local, made)
+    sample = ResourceSample(cpu_percent=99.0, memory_bytes=1_600_000_000)
+    world.window(0)
+    world.writer.gauges(START, {name: [value] for name, value in gauges_of(sample)})
+    world.pass_to(1)
+    world.tick()
+    (row,) = verdicts.latest_verdicts(local, "m")
+    assert [(f.figure, f.value, f.outcome) for f in row.verdict.findings if f.rule] == [
+        ("cpu_percent", 99.0, Outcome.ALARM),
+        ("memory_bytes", 1_600_000_000, Outcome.OK),
+    ]
+    assert row.verdict.figures["resources"]["memory_bytes"]["mean"] == pytest.approx(1.6e9)
+
+
+def test_a_late_gauge_makes_no_window_inside_those_of_another_length(local):
+    world = World(local, contract())
+    world.calm(4)
+    shorter = contract(windows=msgspec.structs.replace(contract().windows, length="1s", pane="1s"))
+    apply_contract(local, shorter, "", "test", world.now_ms)
+    world.window(4)
+    world.pass_to(6)
+    world.tick()
+    before = world.outcomes()
+    for number in range(4):
+        world.writer.gauges(START + number * LENGTH + SECOND, {"cpu_percent": [1.0]})
+    world.tick()
+    assert world.outcomes() == before
+
+
+def test_what_retention_has_taken_of_the_gauges_is_no_change(local):
+    world = World(local, contract())
+    world.window(0)
+    world.writer.gauges(START, {"cpu_percent": [1.0, 2.0]})
+    world.pass_to(1)
+    world.tick()
+    (row,) = verdicts.latest_verdicts(local, "m")
+    body = msgspec.json.decode(encode(row.verdict))
+    body["figures"].pop("resources")
+    with local.write() as connection:
+        connection.execute(update(verdict_table).values(body=msgspec.json.encode(body).decode()))
+    world.evaluator = Evaluator(local, "two")
+    world.now_ms += 120 * SECOND
+    world.window(0, rows=3)
+    world.tick()
+    assert verdicts.latest_verdicts(local, "m")[0].verdict.changed == "+3 rows"
+
+
+def test_many_changed_windows_are_looked_at_in_parts(local, monkeypatch):
+    monkeypatch.setattr(evaluator_module, "WINDOWS_PER_TICK", 3)
+    world = World(local, contract())
+    world.calm(3)
+    world.calm(3, first=3)
+    world.tick()
+    for number in range(6):
+        world.writer.gauges(START + number * LENGTH, {"cpu_percent": [1.0]})
+
+    def revised() -> list[int]:
+        world.tick(after_s=120)
+        rows = verdicts.verdicts_between(local, "m", 0, START * 2)
+        numbers = [
+            (r.verdict.window_start_ms - START) // LENGTH for r in rows if r.verdict.revision > 1
+        ]
+        return [number for number in numbers if number < 6]
+
+    assert revised() == [0, 1, 2]
+    assert revised() == [0, 1, 2, 3, 4, 5]
+
+
 def test_gauges_alone_make_no_window(local):
     world = World(local, contract())
-    world.writer.gauges(START - 5 * LENGTH, {"cpu": [1.0]})
+    world.writer.gauges(START - 5 * LENGTH, {"cpu_percent": [1.0]})
     world.calm(1)
     world.window(100)
     world.pass_to(101)
     world.tick()
     judged = world.outcomes()
     for number in (-5, 50, 200):  # before all, in a gap that was passed over, in the future
-        world.writer.gauges(START + number * LENGTH, {"cpu": [1.0]})
+        world.writer.gauges(START + number * LENGTH, {"cpu_percent": [1.0]})
         world.tick()
     assert world.outcomes() == judged
 
@@ -282,14 +373,14 @@ def test_gauges_that_come_while_a_window_is_open_are_judged_with_it(local):
     world = World(local, contract())
     world.calm(1)
     world.window(1)
-    world.writer.gauges(START + LENGTH, {"cpu": [1.0, 2.0]})
+    world.writer.gauges(START + LENGTH, {"cpu_percent": [1.0, 2.0]})
     world.tick()
-    world.writer.gauges(START + LENGTH, {"cpu": [3.0]})
+    world.writer.gauges(START + LENGTH, {"cpu_percent": [3.0]})
     world.pass_to(2)
     assert world.tick() == 1
     assert world.tick() == 0
     (only,) = verdicts.verdict_history(local, "m", START + LENGTH)
-    assert only.verdict.figures["resources"]["cpu"]["samples"] == 3
+    assert only.verdict.figures["resources"]["cpu_percent"]["samples"] == 3
 
 
 def test_a_gap_gives_a_bounded_number_of_windows_that_cannot_be_told(local):

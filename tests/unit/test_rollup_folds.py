@@ -24,7 +24,13 @@ from trimtab.store.leases import acquire
 from trimtab.store.models import apply_contract
 from trimtab.store.panes import generations, stored_segments
 from trimtab.store.resources import window_resources, write_resources
-from trimtab.store.rollups import apply_fold, fold_resources, plan_panes, plan_rollup
+from trimtab.store.rollups import (
+    apply_fold,
+    fold_gauge_panes,
+    forget_stray_gauges,
+    plan_panes,
+    plan_rollup,
+)
 from trimtab.store.verdicts import flushed_since, progress_of, verdict_history
 from trimtab.store.window_state import window_state
 from trimtab.testing.series import SeriesWriter
@@ -466,13 +472,29 @@ def test_a_sample_that_nobody_has_judged_yet_is_not_folded(store):
 
     def fold(seen: dict[str, int]) -> int:
         with store.write() as connection:
-            return fold_resources(connection, "m", Resolution.HOUR, end_ms, 100, seen)
+            return fold_gauge_panes(connection, "m", seen, end_ms, 100)
 
     with store.write() as connection:
         write_resources(connection, 7, 5, {key: ResourceState.observe({"cpu": [1.0]})})
     assert [fold(seen) for seen in ({}, {"1": 9}, {"7": 4})] == [0, 0, 0]
     assert fold({"1": 9, "7": 5}) == 1
     assert world.count(t.resource_panes) == 0
+
+
+def test_old_gauges_of_a_model_without_rows_go(store):
+    keys = [("no rows", DAY + day * DAY_MS, "1", "pod") for day in range(4)]
+    with store.write() as connection:
+        write_resources(
+            connection, 1, 1, {key: ResourceState.observe({"cpu": [1.0]}) for key in keys}
+        )
+        assert forget_stray_gauges(connection, 2 * DAY_MS, 100) == 1
+        assert forget_stray_gauges(connection, 2 * DAY_MS, 100) == 0
+    world = World(store, contract())
+    world.hours(0, 1)
+    with store.write() as connection:
+        old = ("m", DAY - 90 * DAY_MS, "1", "pod")
+        write_resources(connection, 1, 1, {old: ResourceState.observe({"cpu": [1.0]})})
+        assert forget_stray_gauges(connection, 2 * DAY_MS, 100) == 0, "its rows tell its time"
 
 
 def test_a_sample_that_comes_while_its_hour_is_folded_counts_once(store):
@@ -489,7 +511,7 @@ def test_a_sample_that_comes_while_its_hour_is_folded_counts_once(store):
         begun.set()
         with store.write() as connection:
             end_ms = DAY + 10 * HOUR_MS
-            done.append(fold_resources(connection, "m", Resolution.HOUR, end_ms, 100, {"1": 1}))
+            done.append(fold_gauge_panes(connection, "m", {"1": 1}, end_ms, 100))
 
     folding = threading.Thread(target=fold)
     with store.write() as connection:
@@ -531,7 +553,8 @@ def test_counts_under_other_cuts_and_of_arms_stay_apart_through_every_fold(store
         world.rows(DAY + hour * HOUR_MS, 0)
     world.seal(50)
     window = world.hour(1)
-    assert (window.state.rows, window.other_cuts_rows) == (30, 40)
+    assert (window.state.rows, window.other_cuts_rows) == (70, 30)
+    assert window.state.features["x"].rows == 40
     counts = arm_counts(store, "m", [2], None)
     assert {one.arm: one.rows for one in counts} == {"champion": 150, "challenger": 60}
     world.fold()

@@ -168,6 +168,7 @@ def test_gauges_reach_from_shares_to_bytes():
     assert state.gauges["cpu"].mean == 0.5
     assert state.gauges["memory"].quantile(0.5) == pytest.approx(8e9, rel=0.0222)
     assert state.gauges["memory"].maximum == 16e9
+    assert state.gauges["memory"].mean == pytest.approx(12e9, rel=0.0222)
 
 
 def test_nothing_measured_has_no_quantile():

@@ -42,7 +42,7 @@ class Period(Struct, frozen=True, kw_only=True):
     cuts_id: str | None
     rows: int
     other_cuts_rows: int
-    """Rows counted under earlier cuts, which no figure here includes."""
+    """Those of `rows` that were counted under other cuts: figures of features and answers leave them out."""
     lost: int
     """Messages lost whose rows may have belonged here."""
     figures: dict[str, Any]

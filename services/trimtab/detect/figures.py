@@ -49,11 +49,8 @@ DRIFT_PSI = 0.1
 Figures = dict[str, Any]
 
 _LATENCY = {"p50_latency_ms": "p50", "p95_latency_ms": "p95", "p99_latency_ms": "p99"}
-_GAUGES = {
-    "cpu_percent": ("cpu_percent", "mean"),
-    "memory_bytes": ("memory_bytes", "max"),
-    "disk_percent": ("disk_percent", "max"),
-}
+GAUGE_FIGURES = {"cpu_percent": "mean", "memory_bytes": "max", "disk_percent": "max"}
+"""What a rule's figure is of the gauge of its name."""
 _PERFORMANCE = {
     "accuracy": ("accuracy",),
     "precision": ("precision", "macro_precision"),
@@ -355,10 +352,10 @@ def measure(tree: Figures, name: str, feature: str | None = None) -> Measured:
     if name in _LATENCY:
         latency = tree["latency_ms"]
         return _measured(latency[_LATENCY[name]], latency["rows"], "no latencies")
-    if name in _GAUGES:
-        gauge, which = _GAUGES[name]
-        found = tree["resources"].get(gauge, {})
-        return _measured(found.get(which), found.get("samples", 0), f"no samples of {gauge}")
+    if name in GAUGE_FIGURES:
+        found = tree["resources"].get(name, {})
+        value = found.get(GAUGE_FIGURES[name])
+        return _measured(value, found.get("samples", 0), f"no samples of {name}")
     if name in _PERFORMANCE:
         return _measure_performance(tree, name)
     if name in ("max_psi", "drifted_share"):

@@ -13,13 +13,12 @@ from msgspec import Struct
 
 from trimtab.contracts.model import Contract
 from trimtab.contracts.rules import FIGURES, Rule, parse_rule
-from trimtab.detect.figures import Figures, Measured, measure
+from trimtab.detect.figures import GAUGE_FIGURES, Figures, Measured, measure
 from trimtab.errors import ContractError
 from trimtab.records import Finding, Kind, Outcome, Reason
 
 LEAST_GAUGE_SAMPLES = 1
 """Resources are sampled seldom; a rule on them needs one sample unless it says `min_rows`."""
-_GAUGE_FIGURES = frozenset({"cpu_percent", "memory_bytes", "disk_percent"})
 
 
 class PriorWindow(Struct, frozen=True):
@@ -183,4 +182,4 @@ def _waits(context: _Context) -> str | None:
 def _least_rows(rule: Rule, contract: Contract) -> int:
     if rule.min_rows is not None:
         return rule.min_rows
-    return LEAST_GAUGE_SAMPLES if rule.figure in _GAUGE_FIGURES else contract.windows.min_rows
+    return LEAST_GAUGE_SAMPLES if rule.figure in GAUGE_FIGURES else contract.windows.min_rows

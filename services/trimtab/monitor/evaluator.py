@@ -41,6 +41,7 @@ from trimtab.store.verdicts import (
     flushed_since,
     head_of,
     joined_since,
+    last_window,
     progress_of,
     save_progress,
     windows_ending,
@@ -77,6 +78,8 @@ class _Plan(Struct):
     mark: Watermark
     next_end_ms: int
     """End of the window that would be judged next."""
+    again_ms: int | None
+    """When the first of the revisions that wait may be judged."""
 
 
 class Evaluator:
@@ -203,11 +206,11 @@ class Evaluator:
         if self._quiet is None:
             return
         if plan is None:
-            self._quiet.remember(row, None, None)
-        elif plan.changed or plan.progress.pending:
+            self._quiet.remember(row, None, None, None)
+        elif plan.changed:
             self._quiet.forget(row.contract.name)
         else:
-            self._quiet.remember(row, plan.mark, plan.next_end_ms)
+            self._quiet.remember(row, plan.mark, plan.next_end_ms, plan.again_ms)
 
     # --- reading and judging ----------------------------------------------------------------------
 
@@ -215,7 +218,7 @@ class Evaluator:
         contract = reader.contract
         model, length_ms = contract.name, contract.windows.length_ms
         progress = progress_of(connection, model)
-        is_first = progress is None
+        has_begun = progress is not None
         if progress is None:
             first_ms = first_start_ms(connection, model)
             # Rows held for the cuts are counted partition by partition; a baseline that began
@@ -230,18 +233,12 @@ class Evaluator:
         panes_ms = flushed.pane_starts_ms | joined.pane_starts_ms
         due = _labels_due_windows(connection, contract, progress.due_to_ms, mark.ms)
         unlabelled = [s for s in due if not _has_labels(reader, connection, s)]
-        changed = {
-            start_ms
-            for start_ms in (
-                *(start_of(p, length_ms) for p in panes_ms),
-                *progress.pending,
-                *unlabelled,
-            )
-            if start_ms < from_ms and not is_first  # then there may be older gauges
-        }
+        touched = {*(start_of(p, length_ms) for p in panes_ms), *progress.pending, *unlabelled}
+        # Before the first window nothing was judged, though gauges may be older than the first row.
+        changed = {start_ms for start_ms in touched if start_ms < from_ms} if has_begun else set()
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
-        revised, pending = self._revise(connection, reader, changed, mark, now_ms)
+        revised, pending, again_ms = self._revise(connection, reader, changed, mark, now_ms)
         closed_to_ms = closed_to(contract, mark, from_ms, rows, now_ms)
         with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
         closing = close_windows(
@@ -269,7 +266,7 @@ class Evaluator:
         )
         moved = msgspec.structs.replace(after, due_to_ms=progress.due_to_ms) != progress
         changed_any = moved or bool(judged or revised or due)
-        return _Plan([*revised, *judged], after, changed_any, mark, from_ms + length_ms)
+        return _Plan([*revised, *judged], after, changed_any, mark, from_ms + length_ms, again_ms)
 
     def _judge_new(
         self,
@@ -309,10 +306,11 @@ class Evaluator:
         changed: set[int],
         mark: Watermark,
         now_ms: int,
-    ) -> tuple[list[_Judged], set[int]]:
+    ) -> tuple[list[_Judged], set[int], int | None]:
         """Judge changed windows again, oldest first; windows that remember them follow.
 
-        Returns the new revisions, and the windows that must wait.
+        Returns the new revisions, the windows that must wait, and when the first of these may be judged; None
+        where all wait for the watermark.
         """
         length_ms = reader.contract.windows.length_ms
         wait_ms = coalesce_ms(length_ms)
@@ -320,6 +318,8 @@ class Evaluator:
         heapq.heapify(queue)
         queued, done, pending = set(queue), set[int](), set[int]()
         revised: list[_Judged] = []
+        again_ms: int | None = None
+        looked_at = 0
         while queue:
             start_ms = heapq.heappop(queue)
             if start_ms in done:
@@ -328,10 +328,13 @@ class Evaluator:
             head = reader.head(connection, start_ms)
             open_ = mark.ms is None or start_ms + length_ms > mark.ms
             held = head is not None and head.reason is Reason.STALLED and open_
-            early = head is not None and now_ms - head.created_ms < wait_ms
-            if held or early or len(revised) >= WINDOWS_PER_TICK:
+            may_at_ms = now_ms if head is None else head.created_ms + wait_ms
+            if held or may_at_ms > now_ms or looked_at >= WINDOWS_PER_TICK:
                 pending.add(start_ms)
+                if not held:
+                    again_ms = may_at_ms if again_ms is None else min(again_ms, may_at_ms)
                 continue
+            looked_at += 1
             one = self._judge(
                 connection, reader, start_ms, start_ms + length_ms, mark, now_ms, again=True
             )
@@ -344,7 +347,7 @@ class Evaluator:
                     if follower not in queued and reader.head(connection, follower) is not None:
                         queued.add(follower)
                         heapq.heappush(queue, follower)
-        return revised, pending
+        return revised, pending, again_ms
 
     def _judge(
         self,
@@ -357,20 +360,23 @@ class Evaluator:
         *,
         again: bool = False,
     ) -> tuple[Verdict, PaneState | None] | None:
-        """Return the window's new verdict, and remember it; None when its evidence is what it was."""
+        """Return the window's new verdict, which is remembered; None when its evidence is what it was.
+
+        With its counts, where all are under one set of cuts.
+        """
         head = reader.head(connection, start_ms)
         if head is not None and head.window_end_ms != end_ms:
             return None  # judged under another window length: that series has ended
+        if again and head is None and not _may_be_judged_late(connection, reader, start_ms, end_ms):
+            return None
         inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
         if head is not None and head.evidence.input_digest == input_digest(inputs):
             return None
         if read.coarser is not None or (head is not None and _has_less(inputs, read, head)):
             return None  # its counts are past retention: what was judged of them stays
-        if again and head is None and read.state is None:
-            return None  # gauges alone, in a gap that was passed over
         verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
         reader.remember(head_of(encode(verdict), now_ms))
-        return verdict, read.state
+        return verdict, None if read.other_cuts_rows else read.state
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -415,10 +421,24 @@ def _has_labels(reader: ModelReader, connection: Connection, start_ms: int) -> b
     return has_labels_wanted(reader.contract, labelled, predicted)
 
 
+def _may_be_judged_late(
+    connection: Connection, reader: ModelReader, start_ms: int, end_ms: int
+) -> bool:
+    """Whether a window that was passed over may have its first verdict now.
+
+    It holds rows, for gauges alone make no window, and no window of another length has judged them.
+    """
+    model = reader.contract.name
+    if not starts_with_rows(connection, model, start_ms, end_ms, 1):
+        return False
+    last = last_window(connection, model, end_ms)
+    return last is None or last[1] <= start_ms
+
+
 def _has_less(inputs: WindowInputs, read: WindowState, head: Head) -> bool:
     """Whether retention has taken rows or samples that the window's last verdict counted."""
     rows, samples = head.figures.rows, head.figures.resource_samples
-    return read.rows < rows or inputs.resources.samples < samples
+    return read.rows < rows or (samples is not None and inputs.resources.samples < samples)
 
 
 def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:

@@ -28,6 +28,7 @@ from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.oldest import Oldest, oldest_of
+from trimtab.store.rollups import forget_stray_gauges
 from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined_from_ms
 from trimtab.store.tables import (
     deliveries,
@@ -45,7 +46,7 @@ ROWS_PER_TICK = 1_000
 """Rows deleted per table and tick: a long list goes over several ticks and never holds the lock for long."""
 MODELS_PER_TICK = 100
 LOOK_AT_ALL_MS = 6 * HOUR_MS
-"""Gauges of a past time move nothing of a model that a round could see."""
+"""Gauges of a window that is still open move nothing of a model that a round could see."""
 EXPIRY_STEPS = 720
 """Labels expire in steps of this part of their retention: hourly at 30 days."""
 
@@ -106,6 +107,8 @@ class Housekeeping:
         self._settled: dict[str, _Look] = {}
         """What models were when nothing of them was old any more."""
         self._looked_at_all_ms: int | None = None
+        self._forgets_strays = False
+        """Whether gauges of models without rows are due to be looked at."""
         self._thinned_ms: dict[str, int] = {}
         """Per model, the last window whose verdict was thinned since this process began."""
 
@@ -189,6 +192,10 @@ class Housekeeping:
                 self._settled[model] = looks[model]
         with self._store.write() as connection:
             check(connection, lease)
+            if self._forgets_strays:
+                gone = forget_stray_gauges(connection, self._retention.days_ms, ROWS_PER_TICK)
+                self._forgets_strays = gone >= ROWS_PER_TICK
+                removed += gone
             return removed + _forget_by_clock(connection, now_ms, self._retention)
 
     def _looks(self) -> dict[str, _Look]:
@@ -202,6 +209,7 @@ class Housekeeping:
         if self._looked_at_all_ms is None or now_ms - self._looked_at_all_ms >= LOOK_AT_ALL_MS:
             self._settled.clear()
             self._looked_at_all_ms = now_ms
+            self._forgets_strays = True
         moved = (m for m, look in looks.items() if look != self._settled.get(m))
         self._round = dict.fromkeys(moved)
 

@@ -16,6 +16,7 @@ from msgspec import Struct, field
 from sqlalchemy import Connection
 
 from trimtab.events.cloudevents import Role
+from trimtab.events.types import ResourceSample
 from trimtab.monitor.columns import Ints, Rows, concatenate, number_list
 from trimtab.monitor.counting import Grouping, Segments, count_rows, group_rows
 from trimtab.monitor.decode import Decoded, Reading, Reject, ResourceRow
@@ -512,7 +513,7 @@ class OwnedPartition:
         def add(row: ResourceRow) -> None:
             start = start_of(row.time_ms, views[row.model].rules.pane_ms)
             place = gauges.setdefault((row.model, start, row.version, row.instance), {})
-            for name, value in _gauges(row):
+            for name, value in gauges_of(row.sample):
                 place.setdefault(name, []).append(value)
 
         for row in decoded.resources:
@@ -655,13 +656,7 @@ class OwnedPartition:
         return held
 
 
-def _gauges(row: ResourceRow) -> list[tuple[str, float]]:
-    sample = row.sample
-    named = {
-        "cpu": sample.cpu_percent,
-        "memory": sample.memory_bytes,
-        "disk": sample.disk_percent,
-        "gpu": sample.gpu_percent,
-        "queue_depth": sample.queue_depth,
-    }
-    return [(name, float(value)) for name, value in named.items() if value is not None]
+def gauges_of(sample: ResourceSample) -> list[tuple[str, float]]:
+    """Return the gauges of a sample by the names of its fields, those that were not measured left out."""
+    named = ((name, getattr(sample, name)) for name in ResourceSample.__struct_fields__)
+    return [(name, float(value)) for name, value in named if value is not None]

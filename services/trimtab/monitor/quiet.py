@@ -1,7 +1,8 @@
 """Which models have nothing to judge, found without asking the store for each.
 
-Whether a model has something to judge follows from its contract, its flushes, its joins, its watermark, and,
-for a live model that is silent, the clock. A model that was looked at and had nothing to judge has nothing
+Whether a model has something to judge follows from its contract, its flushes (of rows, and of gauges of windows
+that were judged), its joins, its watermark, and the clock: of a live model that is silent, and of revisions that
+wait for their time. A model that was looked at and had nothing to judge has nothing
 until one of these is another than then. All but the clock is read here for every model at once: what has
 moved since the last look, and the partitions. Times are milliseconds since the epoch.
 """
@@ -65,9 +66,11 @@ class _Found(Struct):
     row: ContractRow
     rules: TimeRules
     next_end_ms: int | None
-    """End of the next window to judge; None while the model has none: then only a flush gives it one."""
+    """End of the next window to judge; None while the model has none: then only a flush of rows gives it one."""
     marks: list[Watermark]
     """Under any of these it had nothing to judge."""
+    again_ms: int | None
+    """When a revision that waits may be judged; None where none does."""
 
     def has_judged(self, start_ms: int) -> bool:
         """Whether what begins then lies in a window that was judged."""
@@ -121,6 +124,8 @@ class Quiet:
             return False
         if found.next_end_ms is None:
             return True
+        if found.again_ms is not None and now_ms >= found.again_ms:
+            return False
         mine = self._rows.get(model, {})
         mark = self._mark(found, mine, now_ms)
         if mark not in found.marks:
@@ -134,13 +139,23 @@ class Quiet:
         partitions = progress_of_model(self._stands, mine, found.row.contract.source.topics)
         return model_watermark(partitions, found.rules, now_ms)
 
-    def remember(self, row: ContractRow, mark: Watermark | None, next_end_ms: int | None) -> None:
-        """Remember that there was nothing to judge under this watermark, since `look` or earlier."""
+    def remember(
+        self,
+        row: ContractRow,
+        mark: Watermark | None,
+        next_end_ms: int | None,
+        again_ms: int | None,
+    ) -> None:
+        """Remember that there was nothing to judge under this watermark, since `look` or earlier.
+
+        Nor will there be before `again_ms`, unless something moves.
+        """
         model = row.contract.name
         found = self._found.get(model)
         if found is None or found.row is not row or found.next_end_ms != next_end_ms:
             rules = TimeRules.of(row.contract.windows)
-            found = self._found[model] = _Found(row, rules, next_end_ms, [])
+            found = self._found[model] = _Found(row, rules, next_end_ms, [], again_ms)
+        found.again_ms = again_ms
         if mark is not None and mark not in found.marks:
             found.marks = [*found.marks, mark][-MARKS_KEPT:]
 

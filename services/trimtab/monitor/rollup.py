@@ -24,7 +24,8 @@ from trimtab.store.leases import Lease, check
 from trimtab.store.rollups import (
     Fold,
     apply_fold,
-    fold_resources,
+    fold_gauge_hours,
+    fold_gauge_panes,
     forget_counts,
     plan_panes,
     plan_rollup,
@@ -109,8 +110,8 @@ def _resources_and_end(
     with store.write() as connection:
         check(connection, lease)
         gone = (
-            fold_resources(connection, model, Resolution.HOUR, limits.panes_ms, limit, seen),
-            fold_resources(connection, model, Resolution.DAY, limits.hours_ms, limit, seen),
+            fold_gauge_panes(connection, model, seen, limits.panes_ms, limit),
+            fold_gauge_hours(connection, model, limits.hours_ms, limit),
             forget_counts(connection, model, limits.days_ms, limit),
         )
     return Rolled(sum(gone), more=max(gone) >= limit)

@@ -324,7 +324,8 @@ def _changed(
 ) -> str:
     rows = (read.state.rows if read.state else 0) - head.figures.rows
     labels = sum(p.labelled_rows for p in performance.values()) - head.figures.labelled_rows
-    samples = resources.samples - head.figures.resource_samples
+    known = head.figures.resource_samples
+    samples = 0 if known is None else resources.samples - known
     counts = ((rows, "rows"), (labels, "labelled rows"), (samples, "samples of resources"))
     parts = [f"{count:+d} {what}" for count, what in counts if count]
     return ", ".join(parts) or "other evidence about the same rows"

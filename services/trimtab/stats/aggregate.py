@@ -22,6 +22,7 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from trimtab.errors import TrimtabError
 from trimtab.stats.coded import Coded, count_categories
@@ -328,7 +329,7 @@ LatencyState = LogHistogram
 
 
 class ResourceState(msgspec.Struct, frozen=True):
-    """Gauges by name (cpu, memory, disk, gpu, queue_depth), each a LogHistogram of its samples."""
+    """Gauges by the field of `ResourceSample` that they come from, each a LogHistogram of its samples."""
 
     gauges: Mapping[str, LogHistogram] = {}
 
@@ -406,6 +407,16 @@ class PaneState(msgspec.Struct, frozen=True):
             _merge_maps(self.features, other.features),
             _merge_maps(self.outputs, other.outputs),
             self.latency_ms.merge(other.latency_ms),
+        )
+
+    def with_uncut(self, other: Self) -> Self:
+        """Return this state with what no cuts are needed for of another: rows, statuses, rules, latencies."""
+        return replace(
+            self,
+            rows=self.rows + other.rows,
+            statuses=_add_counts(self.statuses, other.statuses),
+            rules=_add_counts(self.rules, other.rules),
+            latency_ms=self.latency_ms.merge(other.latency_ms),
         )
 
     def to_bytes(self) -> bytes:

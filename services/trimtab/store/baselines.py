@@ -343,7 +343,7 @@ def _stored_windows(
         state = found.state
         if state is None or cuts is None or state.cuts_id != cuts.cuts_id:
             continue
-        if found.coarser is not None:  # what is left of it is not the window
+        if found.coarser is not None or found.other_cuts_rows:  # what is left is not the window
             continue
         if usable(state, contract.windows.min_rows):
             windows.append((start_ms, state))

@@ -14,21 +14,21 @@ under their locks. Each step is bounded by about `limit` rows, but never splits 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Delete,
     Table,
     bindparam,
     delete,
-    false,
+    func,
     insert,
-    or_,
     select,
 )
 
@@ -43,6 +43,7 @@ from trimtab.store.tables import (
     resource_panes,
     resource_rollups,
     rollups,
+    watermarks,
 )
 from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import Origin, Resolution, whole_before
@@ -94,7 +95,7 @@ def plan_panes(
     """Fold sealed panes before `before_ms` over partitions and generations; None when there are none.
 
     `seen` says up to which flush of each partition (by its id) the evaluator has looked at the model's
-    panes; None for a model that nobody watches.
+    counts and gauges; None for a model that nobody watches.
     """
     if seen is None:
         current = connection.execute(select(partitions.c.id, partitions.c.flush_seq))
@@ -259,32 +260,46 @@ def apply_fold(connection: Connection, fold: Fold) -> int:
     return fold.removed
 
 
-def fold_resources(
+def fold_gauge_panes(
+    connection: Connection, model: str, seen: Mapping[str, int] | None, before_ms: int, limit: int
+) -> int:
+    """Fold gauges from panes into hours, over instances and partitions; return how many rows went.
+
+    `seen` is that of `plan_panes`: gauges that the evaluator has not looked at stay.
+    """
+    c = resource_panes.c
+    mine = c.model == model
+    if seen is not None:
+        mine &= c.partition_id.in_([int(partition_id) for partition_id in seen])
+
+    def is_seen(row: Any) -> bool:
+        return seen is None or _was_seen(row, seen)
+
+    return _fold_gauges(
+        connection, model, Resolution.HOUR, c.pane_start_ms, mine, before_ms, limit, is_seen
+    )
+
+
+def fold_gauge_hours(connection: Connection, model: str, before_ms: int, limit: int) -> int:
+    """Fold gauges from hours into days; return how many rows went."""
+    c = resource_rollups.c
+    mine = (c.model == model) & (c.resolution == Resolution.HOUR.value)
+    return _fold_gauges(
+        connection, model, Resolution.DAY, c.start_ms, mine, before_ms, limit, lambda _row: True
+    )
+
+
+def _fold_gauges(
     connection: Connection,
     model: str,
     resolution: Resolution,
+    start: Column[Any],
+    mine: ColumnElement[bool],
     before_ms: int,
     limit: int,
-    seen: Mapping[str, int] | None,
+    may_fold: Callable[[Any], bool],
 ) -> int:
-    """Fold gauges into hours (from panes) or days (from hours), over instances and partitions.
-
-    `seen` is that of `plan_panes`. Returns how many rows went.
-    """
-    if resolution is Resolution.HOUR:
-        table, start = resource_panes, resource_panes.c.pane_start_ms
-        mine = table.c.model == model
-        if seen is not None:
-            mine &= or_(
-                false(),
-                *(
-                    (table.c.partition_id == int(pid)) & (table.c.flush_seq <= seq)
-                    for pid, seq in sorted(seen.items())
-                ),
-            )
-    else:
-        table, start = resource_rollups, resource_rollups.c.start_ms
-        mine = (table.c.model == model) & (table.c.resolution == Resolution.HOUR.value)
+    table: Table = start.table
     ready = mine & (start < whole_before(before_ms, resolution))
     starts = connection.scalars(select(start).where(ready).order_by(start).limit(limit)).all()
     if not starts:
@@ -292,13 +307,13 @@ def fold_resources(
     first_ms, end_ms = _whole_steps(starts, resolution.length_ms, limit)
     span = ready & (start >= first_ms) & (start < end_ms)
     key = list(table.primary_key.columns)
-    found = connection.execute(
+    locked = connection.execute(
         # In the order in which a flush locks them.
-        select(*key, start.label("at_ms"), table.c.state)
-        .where(span)
-        .order_by(*key)
-        .with_for_update()
+        select(table, start.label("at_ms")).where(span).order_by(*key).with_for_update()
     ).all()
+    found = [row for row in locked if may_fold(row)]
+    if not found:
+        return 0
     total: dict[tuple[int, str], ResourceState] = {}
     for row in found:
         place = (start_of(row.at_ms, resolution.length_ms), row.version)
@@ -349,6 +364,29 @@ def forget_counts(connection: Connection, model: str, before_ms: int, limit: int
             (panes, panes.c.pane_start_ms),
             (resource_panes, resource_panes.c.pane_start_ms),
         )
+    )
+
+
+def forget_stray_gauges(connection: Connection, kept_ms: int, limit: int) -> int:
+    """Delete old gauges of models that no row has ever come of; return how many went.
+
+    Old is what is `kept_ms` older than the model's newest gauge: it has no other time.
+    """
+    c = resource_panes.c
+    newest = connection.execute(
+        select(c.model, func.max(c.pane_start_ms))
+        .where(c.model.not_in(select(watermarks.c.model)))
+        .group_by(c.model)
+    ).all()
+    return sum(
+        _forget(
+            connection,
+            resource_panes,
+            c.pane_start_ms,
+            (c.model == model) & (c.pane_start_ms < newest_ms - kept_ms),
+            limit,
+        )
+        for model, newest_ms in newest
     )
 
 

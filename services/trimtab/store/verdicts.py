@@ -142,7 +142,8 @@ class HeadFigures(Struct, frozen=True):
 
     rows: int
     performance: dict[str, dict[str, Any]] = {}
-    resources: dict[str, dict[str, Any]] = {}
+    resources: dict[str, dict[str, Any]] | None = None
+    """None where retention has taken them."""
 
     @property
     def labelled_rows(self) -> int:
@@ -150,9 +151,11 @@ class HeadFigures(Struct, frozen=True):
         return sum(p["labelled_rows"] for p in self.performance.values())
 
     @property
-    def resource_samples(self) -> int:
-        """Samples of all gauges."""
-        return sum(gauge["samples"] for gauge in self.resources.values())
+    def resource_samples(self) -> int | None:
+        """Samples of all gauges; None where that is not known any more."""
+        if self.resources is None:
+            return None
+        return sum(int(gauge["samples"]) for gauge in self.resources.values())
 
 
 class Head(Struct, frozen=True):
@@ -304,6 +307,17 @@ def joined_since(connection: Connection, model: str, joined: Mapping[str, int]) 
         )
         positions[key] = position
     return Touched(frozenset(found), positions)
+
+
+def last_window(connection: Connection, model: str, before_ms: int) -> tuple[int, int] | None:
+    """Return (start, end) of the last judged window that starts before a time; None when there is none."""
+    found = connection.execute(
+        select(verdicts.c.window_start_ms, verdicts.c.window_end_ms)
+        .where(verdicts.c.model == model, verdicts.c.latest, verdicts.c.window_start_ms < before_ms)
+        .order_by(verdicts.c.window_start_ms.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if found is None else (found.window_start_ms, found.window_end_ms)
 
 
 def windows_ending(connection: Connection, model: str, after_ms: int, to_ms: int) -> list[int]:

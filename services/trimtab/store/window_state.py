@@ -1,6 +1,7 @@
 """What is counted about a window: its panes, and the hours and days in it, merged."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ class OffsetRange(Struct, frozen=True):
 class WindowState(Struct, frozen=True, kw_only=True):
     """Everything counted about a window, over partitions, versions, arms and generations.
 
-    `state` is None when nothing was counted. Rows under cuts that are no longer active are
-    kept apart in `other_cuts_rows`. `flushes` is the input's version: the last flush per partition.
+    `state` is None when nothing was counted. It holds every row; features and answers are those of the cuts
+    that most rows were counted under, and `other_cuts_rows` says how many were not. `flushes` is the input's
+    version: the last flush per partition.
     """
 
     start_ms: int
@@ -55,31 +57,27 @@ class WindowState(Struct, frozen=True, kw_only=True):
     @property
     def rows(self) -> int:
         """Rows counted, under whatever cuts."""
-        return self.other_cuts_rows + (self.state.rows if self.state else 0)
+        return self.state.rows if self.state else 0
 
 
 def window_state(
     connection: Connection, model: str, start_ms: int, end_ms: int, segment: str = ""
 ) -> WindowState:
-    """Merge the panes with start_ms <= pane start < end_ms, under the model's active cuts.
+    """Merge the panes with start_ms <= pane start < end_ms.
 
-    Hours and days that lie in the window count like the panes they were made of. When no pane is under
-    the active cuts, the cuts of the newest rows are taken.
+    Hours and days that lie in the window count like the panes they were made of. Features are read under the
+    cuts of most rows: a late row under newer cuts does not take the others from their window.
     """
     found = [
         *_unfolded(connection, model, start_ms, end_ms, segment),
         *_folded(connection, model, start_ms, end_ms, segment),
     ]
     coarser = _coarser(connection, model, start_ms, end_ms)
-    cuts_id = _cuts_to_read(connection, model, found)
     origin = Origin.merged(one.origin for one in found)
     states = _by_series(found)
-    mine = {series: state for series, state in states.items() if series[3] == cuts_id}
-    by_version: dict[str, PaneState] = {}
+    cuts_id = _cuts_to_read(connection, model, states)
+    by_version = _by_version(states, cuts_id)
     whole: PaneState | None = None
-    for (version, *_), state in mine.items():
-        before = by_version.get(version)
-        by_version[version] = state if before is None else before.merge(state)
     for state in by_version.values():
         whole = state if whole is None else whole.merge(state)
     return WindowState(
@@ -91,7 +89,7 @@ def window_state(
         offsets=_offsets(connection, origin),
         panes=len(origin.starts_ms),
         flushes={p.partition_id: p.flush_seq for p in origin.partitions},
-        other_cuts_rows=sum(s.rows for series, s in states.items() if series not in mine),
+        other_cuts_rows=sum(s.rows for series, s in states.items() if series[3] != cuts_id),
         lost=lost_between(connection, start_ms, end_ms),
         digest=_digest(states),
         coarser=coarser,
@@ -217,14 +215,23 @@ def _offsets(connection: Connection, origin: Origin) -> tuple[OffsetRange, ...]:
     )
 
 
-def _cuts_to_read(connection: Connection, model: str, found: Sequence[_Counted]) -> str | None:
+def _cuts_to_read(
+    connection: Connection, model: str, states: Mapping[_Series, PaneState]
+) -> str | None:
+    """The cuts of most rows; the active ones where as many are under others, or where there are no rows."""
     active = active_cuts(connection, model)
-    present = {one.series[3] for one in found}
-    if active is not None and (active.cuts_id in present or not present):
-        return active.cuts_id
-    newest = max(
-        found,
-        key=lambda one: (max(p.flush_seq for p in one.origin.partitions), one.series[3]),
-        default=None,
-    )
-    return None if newest is None else newest.series[3]
+    active_id = None if active is None else active.cuts_id
+    rows: Counter[str] = Counter()
+    for (*_, cuts_id), state in states.items():
+        rows[cuts_id] += state.rows
+    if not rows:
+        return active_id
+    return max(rows, key=lambda cuts_id: (rows[cuts_id], cuts_id == active_id, cuts_id))
+
+
+def _by_version(states: Mapping[_Series, PaneState], cuts_id: str | None) -> dict[str, PaneState]:
+    found: dict[str, PaneState] = {}
+    for (version, *_, cuts), state in states.items():
+        before = found.get(version, PaneState(str(cuts_id)))
+        found[version] = before.merge(state) if cuts == cuts_id else before.with_uncut(state)
+    return found
