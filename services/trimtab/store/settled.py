@@ -110,7 +110,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     evaluated_to_ms: int
     """Windows that end at or before this have been judged."""
     seen: dict[str, int]
-    """By partition: the flush up to which the evaluator has looked at panes."""
+    """By partition: the flush up to which the evaluator has looked at counts and gauges of panes."""
     judged: Judged
     """The same for what may be folded."""
 

@@ -51,7 +51,7 @@ class Classified(Struct, frozen=True):
     future: Mask
     too_late: Mask
     sealed_ms: Times
-    """What the rows before each have sealed: panes that end at or before it."""
+    """What the rows up to each, itself included, have sealed: panes that end at or before it."""
     newest_ms: int
     """Greatest accepted event time after the batch; NEVER_MS while there is none."""
 
