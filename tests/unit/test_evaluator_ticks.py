@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from trimtab.events.types import ResourceSample
 from trimtab.monitor import evaluator as evaluator_module
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.partition import gauges_of
+from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Outcome, Reason
 from trimtab.store import alerts, baselines, verdicts
 from trimtab.store.engine import Store, open_store
@@ -314,6 +317,50 @@ def test_a_late_gauge_makes_no_window_inside_those_of_another_length(local):
         world.writer.gauges(START + number * LENGTH + SECOND, {"cpu_percent": [1.0]})
     world.tick()
     assert world.outcomes() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("4s", "6s"), ("6s", "4s"), ("4s", "2s"), ("2s", "6s")]
+)
+def test_every_row_is_in_one_window_when_their_length_changes(local, before, after):
+    def of(length: str) -> Contract:
+        return contract(windows=msgspec.structs.replace(contract().windows, length=length))
+
+    made = of(before)
+    world = World(local, made)
+    first_ms = START // 12_000 * 12_000
+    panes = [first_ms + 2 * SECOND * number for number in range(12)]
+
+    def fill(times: list[int], rows: int) -> None:
+        for at_ms in times:
+            x = world.rng.normal(size=rows).tolist()
+            world.writer.rows(at_ms, {"x": x}, prediction=["a", "b"] * (rows // 2))
+
+    fill(panes[:5], 20)
+    world.writer.passed(first_ms + 9 * SECOND)
+    world.tick()
+    apply_contract(local, of(after), "", "test", world.now_ms)
+    fill(panes[5:], 20)
+    world.writer.passed(first_ms + 24 * SECOND)
+    for _ in range(4):
+        world.tick()
+    fill(panes, 2)  # late, into windows of both lengths and the one between them
+    world.writer.labels(panes[1], [("a", "a")] * 4, predicted_rows=22)
+    for _ in range(4):
+        world.tick(after_s=10)
+    rows = verdicts.verdicts_between(local, "m", 0, START * 2)
+    spans = [(r.verdict.window_start_ms, r.verdict.window_end_ms) for r in rows]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "no two overlap"
+    judged_to_ms = spans[-1][1]
+    assert judged_to_ms >= first_ms + 22 * SECOND
+    counted = [sum(22 for p in panes if start <= p < end) for start, end in spans]
+    assert [r.verdict.figures["rows"] for r in rows] == counted
+    assert sum(counted) == 22 * sum(p < judged_to_ms for p in panes)
+    labelled = next(
+        r.verdict for r in rows if r.verdict.window_start_ms <= panes[1] < r.verdict.window_end_ms
+    )
+    assert labelled.figures["performance"]["1"]["labelled_rows"] == 4
+    assert [verify_verdict(local, r.id).parts for r in rows] == [[] for _ in rows]
 
 
 def test_what_retention_has_taken_of_the_gauges_is_no_change(local):

@@ -8,7 +8,7 @@ and writes verdicts, alerts, outbox and its own progress in one transaction that
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +19,7 @@ from trimtab import logs
 from trimtab.alerts.lifecycle import AlertChange, condition_of, next_alerts
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import usable
-from trimtab.detect.rules import flag_of
+from trimtab.detect.rules import flag_of, longest_memory, rules_of
 from trimtab.detect.series import close_windows, coalesce_ms
 from trimtab.detect.verdict import Detector, WindowInputs, encode, evaluate, input_digest
 from trimtab.errors import ConflictError, TrimtabError
@@ -226,33 +226,46 @@ class Evaluator:
             if first_ms is None or held_total(connection, model):
                 return None
             progress = Progress(evaluated_to_ms=start_of(first_ms, length_ms))
-        from_ms = -(-progress.evaluated_to_ms // length_ms) * length_ms
+        done_ms = progress.evaluated_to_ms
+        from_ms = -(-done_ms // length_ms) * length_ms
         mark, rows = watermark_of(connection, contract, now_ms)
         flushed = flushed_since(connection, model, progress.seen)
         joined = joined_since(connection, model, progress.joined)
-        panes_ms = flushed.pane_starts_ms | joined.pane_starts_ms
         due = _labels_due_windows(connection, contract, progress.due_to_ms, mark.ms)
-        unlabelled = [s for s in due if not _has_labels(reader, connection, s)]
-        touched = {*(start_of(p, length_ms) for p in panes_ms), *progress.pending, *unlabelled}
-        # Before the first window nothing was judged, though gauges may be older than the first row.
-        changed = {start_ms for start_ms in touched if start_ms < from_ms} if has_begun else set()
+        changed: set[int] = set()
+        if has_begun:  # before the first window nothing was judged, though gauges may be older
+            touched = flushed.pane_starts_ms | joined.pane_starts_ms
+            changed = {
+                *_windows_of(connection, reader, touched, done_ms),
+                *progress.pending,
+                *(start_ms for start_ms in due if not _has_labels(reader, connection, start_ms)),
+            }
         reader.begin(connection)
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending, again_ms = self._revise(connection, reader, changed, mark, now_ms)
-        closed_to_ms = closed_to(contract, mark, from_ms, rows, now_ms)
-        with_rows, closed_to_ms = _windows_with_rows(connection, contract, from_ms, closed_to_ms)
-        closing = close_windows(
-            from_ms,
-            closed_to_ms,
-            length_ms,
-            with_rows,
-            progress.empty_windows,
-            WINDOWS_PER_TICK,
-        )
-        judged, full = self._judge_new(connection, reader, closing.window_starts_ms, mark, now_ms)
-        evaluated_to_ms, empty_windows = closing.evaluated_to_ms, closing.empty_windows
-        if full is not None:  # the baseline is complete: the rest waits until it has its number
-            evaluated_to_ms, empty_windows = full + length_ms, 0
+        closed_to_ms = closed_to(contract, mark, done_ms, rows, now_ms)
+        evaluated_to_ms, empty_windows = done_ms, progress.empty_windows
+        judged: list[_Judged] = []
+        if closed_to_ms >= from_ms:
+            with_rows, closed_to_ms = _windows_with_rows(
+                connection, contract, from_ms, closed_to_ms
+            )
+            closing = close_windows(
+                from_ms,
+                closed_to_ms,
+                length_ms,
+                with_rows,
+                progress.empty_windows,
+                WINDOWS_PER_TICK,
+            )
+            windows = [(start_ms, start_ms + length_ms) for start_ms in closing.window_starts_ms]
+            # Between the last window of another length and the first of this one.
+            if done_ms < from_ms and starts_with_rows(connection, model, done_ms, from_ms, 1):
+                windows.insert(0, (done_ms, from_ms))
+            judged, full_to_ms = self._judge_new(connection, reader, windows, mark, now_ms)
+            evaluated_to_ms, empty_windows = closing.evaluated_to_ms, closing.empty_windows
+            if full_to_ms is not None:  # the baseline is complete: the rest waits for its number
+                evaluated_to_ms, empty_windows = full_to_ms, 0
         pending |= {
             j.verdict.window_start_ms for j in judged if _stalled(mark, j.verdict.window_end_ms)
         }
@@ -272,21 +285,25 @@ class Evaluator:
         self,
         connection: Connection,
         reader: ModelReader,
-        starts: tuple[int, ...],
+        windows: Sequence[tuple[int, int]],
         mark: Watermark,
         now_ms: int,
     ) -> tuple[list[_Judged], int | None]:
-        """Judge windows in order; stop after the one that completes the baseline from traffic."""
+        """Judge windows, each (start, end), in order; stop after the one that completes the baseline from traffic.
+
+        Returns that one's end as well.
+        """
         length_ms = reader.contract.windows.length_ms
         min_rows = reader.contract.windows.min_rows
         judged = []
-        for start_ms in starts:
-            one = self._judge(connection, reader, start_ms, start_ms + length_ms, mark, now_ms)
+        for start_ms, end_ms in windows:
+            one = self._judge(connection, reader, start_ms, end_ms, mark, now_ms)
             if one is None:
                 continue
             verdict, state = one
             if (
                 not reader.gathering
+                or end_ms - start_ms != length_ms
                 or _stalled(mark, verdict.window_end_ms) is not None
                 or state is None
                 or not usable(state, min_rows)
@@ -296,7 +313,7 @@ class Evaluator:
                 continue
             judged.append(_Judged(verdict, state, gather=True))
             if reader.gather(state) >= reader.contract.reference.windows:
-                return judged, start_ms
+                return judged, end_ms
         return judged, None
 
     def _revise(
@@ -312,8 +329,6 @@ class Evaluator:
         Returns the new revisions, the windows that must wait, and when the first of these may be judged; None
         where all wait for the watermark.
         """
-        length_ms = reader.contract.windows.length_ms
-        wait_ms = coalesce_ms(length_ms)
         queue = sorted(changed)
         heapq.heapify(queue)
         queued, done, pending = set(queue), set[int](), set[int]()
@@ -326,23 +341,26 @@ class Evaluator:
                 continue
             done.add(start_ms)
             head = reader.head(connection, start_ms)
-            open_ = mark.ms is None or start_ms + length_ms > mark.ms
+            # A window keeps the length that it was first judged with, and so do those that remember it.
+            _, contract = reader.contract_of(head)
+            length_ms = contract.windows.length_ms
+            end_ms = start_ms + length_ms if head is None else head.window_end_ms
+            open_ = mark.ms is None or end_ms > mark.ms
             held = head is not None and head.reason is Reason.STALLED and open_
-            may_at_ms = now_ms if head is None else head.created_ms + wait_ms
+            may_at_ms = now_ms if head is None else head.created_ms + coalesce_ms(length_ms)
             if held or may_at_ms > now_ms or looked_at >= WINDOWS_PER_TICK:
                 pending.add(start_ms)
                 if not held:
                     again_ms = may_at_ms if again_ms is None else min(again_ms, may_at_ms)
                 continue
             looked_at += 1
-            one = self._judge(
-                connection, reader, start_ms, start_ms + length_ms, mark, now_ms, again=True
-            )
+            one = self._judge(connection, reader, start_ms, end_ms, mark, now_ms, again=True)
             if one is None:
                 continue
             revised.append(_Judged(one[0], one[1], gather=False))
             if head is None or _memory_of(head.findings) != _memory_of(one[0].findings):
-                for later in range(1, reader.memory + 1):
+                memory = max(reader.memory, longest_memory(rules_of(contract)))
+                for later in range(1, memory + 1):
                     follower = start_ms + later * length_ms
                     if follower not in queued and reader.head(connection, follower) is not None:
                         queued.add(follower)
@@ -365,8 +383,6 @@ class Evaluator:
         With its counts, where all are under one set of cuts.
         """
         head = reader.head(connection, start_ms)
-        if head is not None and head.window_end_ms != end_ms:
-            return None  # judged under another window length: that series has ended
         if again and head is None and not _may_be_judged_late(connection, reader, start_ms, end_ms):
             return None
         inputs, read = reader.inputs(connection, start_ms, end_ms, mark.ms, _stalled(mark, end_ms))
@@ -419,6 +435,25 @@ def _has_labels(reader: ModelReader, connection: Connection, start_ms: int) -> b
     found = head.figures.performance.get(str(head.evidence.prior.get("judged_version")), {})
     labelled, predicted = (int(found.get(f"{n}_rows", 0)) for n in ("labelled", "predicted"))
     return has_labels_wanted(reader.contract, labelled, predicted)
+
+
+def _windows_of(
+    connection: Connection, reader: ModelReader, panes_ms: Iterable[int], done_ms: int
+) -> set[int]:
+    """Starts of the windows before `done_ms` that panes lie in: judged ones of any length, or passed over."""
+    length_ms = reader.contract.windows.length_ms
+    found = set()
+    for pane_ms in (pane_ms for pane_ms in panes_ms if pane_ms < done_ms):
+        start_ms = start_of(pane_ms, length_ms)
+        head = reader.head(connection, start_ms)
+        if head is None or head.window_end_ms <= pane_ms:
+            last = last_window(connection, reader.contract.name, pane_ms + 1)
+            if last is not None and last[1] > pane_ms:
+                start_ms = last[0]
+            elif head is not None or start_ms + length_ms > done_ms:
+                continue  # in no window, nor in a whole one
+        found.add(start_ms)
+    return found
 
 
 def _may_be_judged_late(
