@@ -171,7 +171,7 @@ def test_held_rows_survive_their_bytes(records, task):
     for rows in decoded.rows.values():
         back = Rows.from_bytes(rows.to_bytes())
         assert canonical(back) == canonical(rows)
-        fewer = back.under(("y", "z"), ("new",))
+        fewer = back.under(ModelView(2, changed))
         assert fewer.feature_values()["y"] == rows.feature_values()["y"]
         assert set(fewer.feature_values()["z"]) == {None}
         assert set(fewer.categories["new"]) == {None}

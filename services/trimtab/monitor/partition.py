@@ -482,8 +482,8 @@ class OwnedPartition:
             return
         state = self.models.setdefault(model, ModelState())
         for body in bodies:
-            # The contract may have got other features since.
-            rows = Rows.from_bytes(body).under(view.numbers, view.categories)
+            # The contract may have changed since.
+            rows = Rows.from_bytes(body).under(view)
             starts = classify(view.rules, NEVER_MS, rows.times_ms, rows.record_ms).panes_ms
             flush.classes[ClassKey("row", model, "held")] -= rows.size
             flush.classes[ClassKey("row", model, "counted")] += rows.size
@@ -586,7 +586,7 @@ class OwnedPartition:
             view = views[model]
             every = concatenate(
                 [
-                    Rows.from_bytes(body).under(view.numbers, view.categories)
+                    Rows.from_bytes(body).under(view)
                     for body in flushes.held_bodies(connection, model)
                 ]
             )

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from trimtab.errors import ConflictError
 from trimtab.stats.aggregate import PaneState, ResourceState
-from trimtab.store.dialect import insert_for
+from trimtab.store.dialect import in_code_order, insert_for
 from trimtab.store.panes import origin_of
 from trimtab.store.tables import (
     folded_segments,
@@ -296,7 +296,7 @@ def fold_resources(
         # In the order in which a flush locks them.
         select(*key, start.label("at_ms"), table.c.state)
         .where(span)
-        .order_by(*key)
+        .order_by(*in_code_order(connection, key))
         .with_for_update()
     ).all()
     total: dict[tuple[int, str], ResourceState] = {}
