@@ -1145,9 +1145,6 @@ def test_what_comes_again_after_another_pane_length_counts_once(
 # --- who is to blame ------------------------------------------------------------------------------
 
 
-HOLDING = msgspec.structs.replace(CONTRACT, reference=Reference(rows=10))
-
-
 def rejected_offsets(store):
     with store.read() as connection:
         return sorted(connection.execute(select(t.rejected.c.offset)).scalars())
@@ -1167,7 +1164,7 @@ def assert_it_waits(ingest, caplog):
     assert ingest.counters["store_errors"] == 0
 
 
-@pytest.mark.parametrize("where", ["release", "load", "seal"])
+@pytest.mark.parametrize("where", ["cuts", "release", "load", "seal"])
 def test_a_failure_without_any_record_rejects_none_and_holds_up_no_other(
     store, log, monkeypatch, caplog, where
 ):
@@ -1183,7 +1180,8 @@ def test_a_failure_without_any_record_rejects_none_and_holds_up_no_other(
     def seal_of_one(owned, *args):
         return broken() if owned.claim.partition_id == partition_id else seal(owned, *args)
 
-    apply_contract(store, HOLDING, "", "test", T0)
+    reference = Reference(rows=20 if where == "cuts" else 10)
+    apply_contract(store, msgspec.structs.replace(CONTRACT, reference=reference), "", "test", T0)
     send_rows(log, [row(i) for i in range(12)])
     ingest = member(store, log, IN, LABELS)
     with monkeypatch.context() as patch:
@@ -1191,6 +1189,8 @@ def test_a_failure_without_any_record_rejects_none_and_holds_up_no_other(
             patch.setattr(partition_module.OwnedPartition, "_release", broken)
         drain(ingest)
         partition_id = entry(store).partition_id
+        if where == "cuts":  # the next rows are enough for them
+            patch.setattr(partition_module, "concatenate", broken)
         if where == "load":
             patch.setattr(partition_module.panes, "open_panes", load_of_one)
             ingest._drop_and_claim_again(IN, 0.0)

@@ -539,10 +539,8 @@ class Ingest:
 
         Raises what the flush raises.
         """
-        trouble = self._trouble[partition]
-        reading = self._new_reading(partition)
-        flush = owned.flush(reading, owned.next_offset, self.knowledge.cuts, self.now_ms())
-        self._account(partition, flush)
+        trouble, known = self._trouble[partition], self.knowledge
+        self._account(partition, owned.flush_nothing(known.views, known.cuts, self.now_ms()))
         if trouble.suspect is not None:
             trouble.poison |= {trouble.suspect}
             trouble.suspect = None

@@ -26,7 +26,7 @@ from trimtab.monitor.views import ModelView, Views
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes, resources, watermarks
-from trimtab.store.baselines import cuts_from_rows
+from trimtab.store.baselines import build_cuts, cuts_from_rows
 from trimtab.store.engine import Store
 from trimtab.store.known_ids import pane_predictions, predictions_since
 from trimtab.store.label_runs import (
@@ -246,6 +246,24 @@ class OwnedPartition:
             self.record_ms = flush.record_ms
         self._evict(flush)
         return flush
+
+    def flush_nothing(self, views: Views, cuts: Mapping[str, ModelCuts], now_ms: int) -> Flush:
+        """Flush no record, and read what is held as if there were enough for cuts.
+
+        Raises what of a flush fails whatever its records are; then this object must be dropped.
+        """
+        with self.store.read() as connection:
+            for model in sorted(views.keys() - cuts.keys()):
+                if flushes.held_total(connection, model):
+                    every = _every_held(connection, views[model])
+                    build_cuts(
+                        views[model].contract,
+                        every.feature_values(),
+                        every.prediction_values(),
+                        number_list(every.score),
+                    )
+        nothing = Reading(self.role, self.claim.topic, views)
+        return self.flush(nothing, self.next_offset, cuts, now_ms)
 
     def lose(self, beginning: int, now_ms: int) -> None:
         """Account for offsets that the log has dropped: from the last flush to `beginning`."""
@@ -583,13 +601,7 @@ class OwnedPartition:
             enough = flushes.held_total(connection, model) >= wanted
             if not enough or active_cuts(connection, model) is not None:
                 continue
-            view = views[model]
-            every = concatenate(
-                [
-                    Rows.from_bytes(body).under(view)
-                    for body in flushes.held_bodies(connection, model)
-                ]
-            )
+            every = _every_held(connection, views[model])
             cuts_from_rows(
                 connection,
                 model,
@@ -653,6 +665,12 @@ class OwnedPartition:
                 break
             held -= self.models[model].hashes.pop(pane).nbytes
         return held
+
+
+def _every_held(connection: Connection, view: ModelView) -> Rows:
+    """Return the rows held for a model in all partitions, each as the contract reads it now; there are some."""
+    bodies = flushes.held_bodies(connection, view.model)
+    return concatenate([Rows.from_bytes(body).under(view) for body in bodies])
 
 
 def _gauges(row: ResourceRow) -> list[tuple[str, float]]:
