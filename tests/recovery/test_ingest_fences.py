@@ -38,6 +38,7 @@ from trimtab.store.panes import pane_times
 from trimtab.store.performance import window_performance
 from trimtab.store.resources import window_resources
 from trimtab.store.samples import sample_between
+from trimtab.store.watermarks import watermark
 from trimtab.store.window_state import window_state
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
@@ -1162,6 +1163,8 @@ def assert_it_waits(ingest, caplog):
     assert 1 <= len(waits) <= 1 + seconds / ingest_module.STUCK_SAY_S
     assert len(said(caplog, "failed")) <= 2
     assert ingest.counters["store_errors"] == 0
+    mark = watermark(ingest.store, "m", T0 + int(1_000 * seconds))
+    assert (mark.reason, mark.held_by) == ("stalled", (entry(ingest.store).partition_id,))
 
 
 @pytest.mark.parametrize("where", ["cuts", "release", "load", "seal"])

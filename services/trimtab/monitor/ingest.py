@@ -259,6 +259,7 @@ class Ingest:
                 return  # the others would wait for the same broker; polling goes on meanwhile
 
     def _claim(self, partition: Partition) -> None:
+        trouble = self._trouble.get(partition)
         identity = self._identities.claim(partition)
         claim = ledger.claim(
             self.store,
@@ -270,19 +271,14 @@ class Ingest:
             owner=self.owner,
             beginning_offset=self.source.beginning(partition),
             now_ms=self.now_ms(),
+            again=trouble is not None and trouble.waits > 0,
         )
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
         try:
-            owned = OwnedPartition(
-                self.store,
-                claim,
-                self.roles[partition.topic],
-                self.knowledge.views,
-                shards=self.shards,
-            )
-            if partition in self._trouble:
-                self._flush_nothing(partition, owned)
+            if trouble is not None:
+                self._probe(partition, trouble, claim)
+            owned = self._load(partition, claim)
         except Exception as error:
             if _is_conflict(error):
                 self._conflict(partition, error)
@@ -296,6 +292,10 @@ class Ingest:
         self.source.seek(partition, owned.next_offset)
         self.source.resume([partition])
         self.counters["claims"] += 1
+
+    def _load(self, partition: Partition, claim: ledger.Claim) -> OwnedPartition:
+        role, views = self.roles[partition.topic], self.knowledge.views
+        return OwnedPartition(self.store, claim, role, views, shards=self.shards)
 
     def _confirm(self, partitions: Sequence[Partition]) -> frozenset[Partition]:
         """Return which of these are still what was claimed; claim anew what was made again under us.
@@ -534,21 +534,24 @@ class Ingest:
         trouble.suspect, trouble.trying = trying, None
         self._drop_and_claim_again(partition, 0.0)
 
-    def _flush_nothing(self, partition: Partition, owned: OwnedPartition) -> None:
-        """Flush no record: where that works, the record that failed alone is to blame.
+    def _probe(self, partition: Partition, trouble: _Trouble, claim: ledger.Claim) -> None:
+        """Try a flush of no record: where that works, the record that failed alone is to blame.
 
         Raises what the flush raises.
         """
-        trouble, known = self._trouble[partition], self.knowledge
-        self._account(partition, owned.flush_nothing(known.views, known.cuts, self.now_ms()))
+        known = self.knowledge
+        self._load(partition, claim).probe(known.views, known.cuts, self.now_ms())
         if trouble.suspect is not None:
             trouble.poison |= {trouble.suspect}
             trouble.suspect = None
-        elif trouble.until <= owned.next_offset:
+        elif trouble.until <= claim.next_offset:
             del self._trouble[partition]
 
     def _nobody_is_to_blame(self, partition: Partition, offset: int, error: Exception) -> None:
-        """Wait, longer each time: nothing is rejected, and the log keeps what is not counted."""
+        """Wait, longer each time: nothing is rejected, and the log keeps what is not counted.
+
+        Meanwhile the partition has no owner that is seen, so that windows do not wait for it for ever.
+        """
         trouble = self._trouble.setdefault(partition, _Trouble(0))
         trouble.suspect = trouble.trying = None
         wait_s = min(STUCK_LONGEST_S, CLAIM_AGAIN_S * 2.0 ** min(trouble.waits, 10))
@@ -606,6 +609,9 @@ class Ingest:
         sights = []
         by_id = {owned.claim.partition_id: p for p, owned in self.owned.items()}
         for partition, owned in sorted(self.owned.items()):
+            trouble = self._trouble.get(partition)
+            if trouble is not None and trouble.waits:
+                continue  # who makes no progress must not look as if it did
             position, end = progress[partition]
             if partition not in confirmed:
                 end = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -222,35 +223,29 @@ class OwnedPartition:
         """
         views = reading.views
         flush = self._prepare(reading, next_offset, cuts, now_ms)
+        step = Advance(
+            from_offset=flush.from_offset,
+            next_offset=next_offset,
+            messages=flush.messages,
+            rows=flush.units["row"],
+            labels=flush.units["label"],
+            resources=flush.units["resource"],
+            record_ms=flush.record_ms,
+            end_offset=end_offset,
+            caught_up_ms=now_ms if caught_up else None,
+        )
         with self.store.write() as connection:
-            self.flush_seq = ledger.advance(
-                connection,
-                self.claim.partition_id,
-                self.claim.epoch,
-                Advance(
-                    from_offset=flush.from_offset,
-                    next_offset=next_offset,
-                    messages=flush.messages,
-                    rows=flush.units["row"],
-                    labels=flush.units["label"],
-                    resources=flush.units["resource"],
-                    record_ms=flush.record_ms,
-                    end_offset=end_offset,
-                    caught_up_ms=now_ms if caught_up else None,
-                ),
-                now_ms,
-            )
-            self._write(connection, flush, views, now_ms)
+            self._store(connection, flush, step, views, now_ms)
         self.next_offset = next_offset
         if flush.record_ms is not None:
             self.record_ms = flush.record_ms
         self._evict(flush)
         return flush
 
-    def flush_nothing(self, views: Views, cuts: Mapping[str, ModelCuts], now_ms: int) -> Flush:
-        """Flush no record, and read what is held as if there were enough for cuts.
+    def probe(self, views: Views, cuts: Mapping[str, ModelCuts], now_ms: int) -> None:
+        """Try a flush of no record, and cuts of what is held; nothing of it is stored.
 
-        Raises what of a flush fails whatever its records are; then this object must be dropped.
+        Raises what fails of a flush whatever its records are. This object must be dropped afterwards.
         """
         with self.store.read() as connection:
             for model in sorted(views.keys() - cuts.keys()):
@@ -263,7 +258,11 @@ class OwnedPartition:
                         number_list(every.score),
                     )
         nothing = Reading(self.role, self.claim.topic, views)
-        return self.flush(nothing, self.next_offset, cuts, now_ms)
+        flush = self._prepare(nothing, self.next_offset, cuts, now_ms)
+        with suppress(_Undone), self.store.write() as connection:
+            step = Advance(from_offset=self.next_offset, next_offset=self.next_offset)
+            self._store(connection, flush, step, views, now_ms)
+            raise _Undone
 
     def lose(self, beginning: int, now_ms: int) -> None:
         """Account for offsets that the log has dropped: from the last flush to `beginning`."""
@@ -549,6 +548,13 @@ class OwnedPartition:
 
     # --- writing ----------------------------------------------------------------------------------
 
+    def _store(
+        self, connection: Connection, flush: Flush, step: Advance, views: Views, now_ms: int
+    ) -> None:
+        pid, epoch = self.claim.partition_id, self.claim.epoch
+        self.flush_seq = ledger.advance(connection, pid, epoch, step, now_ms)
+        self._write(connection, flush, views, now_ms)
+
     def _write(self, connection: Connection, flush: Flush, views: Views, now_ms: int) -> None:
         pid = self.claim.partition_id
         flushes.activate(connection, pid, flush.revisions, flush.from_offset)
@@ -665,6 +671,10 @@ class OwnedPartition:
                 break
             held -= self.models[model].hashes.pop(pane).nbytes
         return held
+
+
+class _Undone(Exception):  # noqa: N818 - no error: it rolls a probe back
+    pass
 
 
 def _every_held(connection: Connection, view: ModelView) -> Rows:
