@@ -1268,6 +1268,33 @@ def test_the_end_of_a_batch_in_trouble_may_lie_behind_its_last_record(store, log
     assert_balanced(store)
 
 
+def test_a_topic_made_again_has_innocent_records_at_the_offsets_in_trouble(store, log, monkeypatch):
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert "id7" not in rows.ids.tolist()
+        return real(view, cuts, rows, *rest)
+
+    def full(_connection, _pid, payloads):
+        assert not payloads
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_module.flushes, "keep_rejected", full)
+        while not ingest.counters["stuck"]:
+            ingest.step(0)
+    assert ingest._trouble[IN].poison == {8}
+    made_again(log, 100, 30)
+    drain(ingest, 200)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.next_offset, new.unit("row")) == (8, {"counted": 30})
+    assert not ingest._trouble
+
+
 def test_a_deadlock_costs_its_own_partition_a_moment_and_no_other(store, log, monkeypatch):
     ingest = member(store, log, IN, LABELS)
     drain(ingest)

@@ -87,7 +87,9 @@ class _Buffer(Struct):
 class _Trouble(Struct):
     """A partition whose counting failed for no reason of the store's."""
 
-    until: int
+    partition_id: int
+    """Of the ledger: a topic made again has another, and other records at these offsets."""
+    until: int = 0
     """Records before this offset are flushed one at a time."""
     poison: frozenset[int] = frozenset()
     """Offsets of records that are rejected: each flush of theirs failed, and the one without them worked."""
@@ -273,6 +275,9 @@ class Ingest:
             now_ms=self.now_ms(),
             again=trouble is not None and trouble.waits > 0,
         )
+        if trouble is not None and trouble.partition_id != claim.partition_id:
+            del self._trouble[partition]
+            trouble = None
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
         try:
@@ -285,7 +290,7 @@ class Ingest:
             elif _is_of_store(error):
                 raise
             else:
-                self._nobody_is_to_blame(partition, claim.next_offset, error)
+                self._nobody_is_to_blame(partition, claim, claim.next_offset, error)
             return
         self.owned[partition] = owned
         self._buffers[partition] = _Buffer(owned.next_offset)
@@ -492,6 +497,8 @@ class Ingest:
     ) -> Iterator[tuple[Reading, Mapping[str, ModelCuts], int]]:
         """Yield (batch, its cuts, offset after it) to flush: one, or single records while one is in trouble."""
         trouble = self._trouble.get(partition)
+        if trouble is not None:
+            trouble.trying = None  # a flush that lost a race may have left one
         if trouble is not None and owned.next_offset < trouble.until:
             records = [record for some in buffer.waiting for record in some]
             careful = [record for record in records if record.offset < trouble.until]
@@ -519,7 +526,7 @@ class Ingest:
         trying = trouble.trying if trouble else None
         rejected = trouble is not None and trying is not None and trying in trouble.poison
         if rejected or not self._buffers[partition].records:
-            self._nobody_is_to_blame(partition, owned.next_offset, error)
+            self._nobody_is_to_blame(partition, owned.claim, owned.next_offset, error)
             return
         self.counters["counting_failed"] += 1
         log.error(
@@ -528,7 +535,7 @@ class Ingest:
             exc_info=error,
         )
         if trouble is None:
-            trouble = self._trouble[partition] = _Trouble(0)
+            trouble = self._trouble[partition] = _Trouble(owned.claim.partition_id)
         if trying is None:  # which record is not known yet
             trouble.until = max(trouble.until, self._buffers[partition].next_offset)
         trouble.suspect, trouble.trying = trying, None
@@ -547,12 +554,14 @@ class Ingest:
         elif trouble.until <= claim.next_offset:
             del self._trouble[partition]
 
-    def _nobody_is_to_blame(self, partition: Partition, offset: int, error: Exception) -> None:
+    def _nobody_is_to_blame(
+        self, partition: Partition, claim: ledger.Claim, offset: int, error: Exception
+    ) -> None:
         """Wait, longer each time: nothing is rejected, and the log keeps what is not counted.
 
         Meanwhile the partition has no owner that is seen, so that windows do not wait for it for ever.
         """
-        trouble = self._trouble.setdefault(partition, _Trouble(0))
+        trouble = self._trouble.setdefault(partition, _Trouble(claim.partition_id))
         trouble.suspect = trouble.trying = None
         wait_s = min(STUCK_LONGEST_S, CLAIM_AGAIN_S * 2.0 ** min(trouble.waits, 10))
         trouble.waits += 1
