@@ -13,7 +13,7 @@ from trimtab.contracts.model import Contract, Feature, Windows
 from trimtab.events.cloudevents import batch_rows, encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.monitor import decode as decode_module
-from trimtab.monitor.columns import Rows
+from trimtab.monitor.columns import Rows, concatenate
 from trimtab.monitor.decode import decode_records
 from trimtab.monitor.views import ModelView
 from trimtab.source import Partition
@@ -171,10 +171,53 @@ def test_held_rows_survive_their_bytes(records, task):
     for rows in decoded.rows.values():
         back = Rows.from_bytes(rows.to_bytes())
         assert canonical(back) == canonical(rows)
-        fewer = back.under(("y", "z"), ("new",))
-        assert fewer.feature_values()["y"] == rows.feature_values()["y"]
-        assert set(fewer.feature_values()["z"]) == {None}
-        assert set(fewer.categories["new"]) == {None}
+
+
+CHANGED = (
+    {},
+    {"y": Feature(kind="number"), "new": Feature(kind="number")},
+    {"x": Feature(kind="category"), "c": Feature(kind="number"), "y": Feature(kind="category")},
+)
+
+
+@settings(deadline=None)
+@given(
+    logs(),
+    st.sampled_from(TASKS),
+    st.sampled_from(TASKS),
+    st.sampled_from(CHANGED),
+    st.sampled_from([(), ("region",), ("zone", "region")]),
+)
+def test_held_rows_say_what_another_contract_reads_of_them_or_nothing(
+    records, task, later_task, features, segments
+):
+    before = ModelView(1, contract(task))
+    later = ModelView(
+        2,
+        Contract(name="m", task=later_task, features=features, windows=Windows(segments=segments)),
+    )
+    held = decode_records(records, "inference", "in", {"m": before}).rows
+    read_anew = decode_records(records, "inference", "in", {"m": later}).rows
+    for model, rows in held.items():
+        found = Rows.from_bytes(rows.to_bytes()).under(later)
+        expected = read_anew[model]
+        columns = [
+            (found.prediction_values(), expected.prediction_values()),
+            *((list(found.attributes[name]), list(expected.attributes[name])) for name in segments),
+        ]
+        values, wanted = found.feature_values(), expected.feature_values()
+        assert list(values) == list(wanted)
+        columns += [(values[name], wanted[name]) for name in values]
+        for mine, theirs in columns:
+            assert all(a is None or a == b for a, b in zip(mine, theirs, strict=True))
+        for name in ("y", "region"):  # what both read alike says the same
+            if name in later.numbers:
+                assert values[name] == wanted[name]
+            if name in later.attributes:
+                assert list(found.attributes[name]) == list(expected.attributes[name])
+        if task == later_task:
+            assert found.prediction_values() == expected.prediction_values()
+        assert concatenate([found, expected]).size == 2 * rows.size
 
 
 # --- Arrow ----------------------------------------------------------------------------------------

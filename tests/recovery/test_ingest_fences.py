@@ -1,9 +1,11 @@
 """The ingest on a log in memory: zombies, crashes, losses, poison, a store that goes away."""
 
 import random
+from collections import Counter
 from functools import partial
 
 import msgspec
+import psycopg.errors
 import pytest
 from sqlalchemy import delete, event, func, select
 from sqlalchemy.exc import DataError, OperationalError
@@ -36,6 +38,7 @@ from trimtab.store.panes import pane_times
 from trimtab.store.performance import window_performance
 from trimtab.store.resources import window_resources
 from trimtab.store.samples import sample_between
+from trimtab.store.watermarks import watermark
 from trimtab.store.window_state import window_state
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab.windows import abnormal
@@ -1138,3 +1141,282 @@ def test_what_comes_again_after_another_pane_length_counts_once(
     drain(member(store, log, owner="three"))
     assert entry(store).unit("row")["duplicate"] == again + 16
     assert whole(store).state.rows == 18 - again
+
+
+# --- who is to blame ------------------------------------------------------------------------------
+
+
+def rejected_offsets(store):
+    with store.read() as connection:
+        return sorted(connection.execute(select(t.rejected.c.offset)).scalars())
+
+
+def said(caplog, text):
+    return [one for one in caplog.records if text in one.getMessage()]
+
+
+def assert_it_waits(ingest, caplog):
+    """Time passes with every look at the clock: the tries are as rare as it says, the words rarer."""
+    seconds = ingest._monotonic.__self__.s
+    assert 3 < ingest.counters["stuck"] < 10 + seconds / ingest_module.STUCK_LONGEST_S
+    waits = said(caplog, "waits at offset")
+    assert 1 <= len(waits) <= 1 + seconds / ingest_module.STUCK_SAY_S
+    assert len(said(caplog, "failed")) <= 2
+    assert ingest.counters["store_errors"] == 0
+    mark = watermark(ingest.store, "m", T0 + int(1_000 * seconds))
+    assert (mark.reason, mark.held_by) == ("stalled", (entry(ingest.store).partition_id,))
+
+
+@pytest.mark.parametrize("where", ["cuts", "release", "load", "seal"])
+def test_a_failure_without_any_record_rejects_none_and_holds_up_no_other(
+    store, log, monkeypatch, caplog, where
+):
+    def broken(*_args):
+        raise ValueError("a stored state that cannot be read")
+
+    open_panes = partition_module.panes.open_panes
+    seal = partition_module.OwnedPartition._seal
+
+    def load_of_one(connection, pid):
+        return broken() if pid == partition_id else open_panes(connection, pid)
+
+    def seal_of_one(owned, *args):
+        return broken() if owned.claim.partition_id == partition_id else seal(owned, *args)
+
+    reference = Reference(rows=20 if where == "cuts" else 10)
+    apply_contract(store, msgspec.structs.replace(CONTRACT, reference=reference), "", "test", T0)
+    send_rows(log, [row(i) for i in range(12)])
+    ingest = member(store, log, IN, LABELS)
+    with monkeypatch.context() as patch:
+        if where == "release":  # the rows are held, and then there are cuts
+            patch.setattr(partition_module.OwnedPartition, "_release", broken)
+        drain(ingest)
+        partition_id = entry(store).partition_id
+        if where == "cuts":  # the next rows are enough for them
+            patch.setattr(partition_module, "concatenate", broken)
+        if where == "load":
+            patch.setattr(partition_module.panes, "open_panes", load_of_one)
+            ingest._drop_and_claim_again(IN, 0.0)
+        if where == "seal":
+            patch.setattr(partition_module.OwnedPartition, "_seal", seal_of_one)
+        send_rows(log, [row(i) for i in range(12, 30)])
+        for i in range(200):
+            send_label(log, i, "yes")
+            ingest.step(0)
+        assert (entry(store).next_offset, rejected_offsets(store)) == (12, [])
+        assert_it_waits(ingest, caplog)
+        assert entry(store, "labels").next_offset > 190
+    drain(ingest, 200)
+    assert entry(store).unit("row") | {"held": 0} == {"counted": 30, "held": 0}
+    assert whole(store).state.rows == 30
+    assert_balanced(store)
+
+
+def test_a_record_that_cannot_even_be_rejected_waits_and_is_named_once(
+    store, log, monkeypatch, caplog
+):
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert "id7" not in rows.ids.tolist()
+        return real(view, cuts, rows, *rest)
+
+    def full(_connection, _pid, payloads):
+        assert not payloads
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_module.flushes, "keep_rejected", full)
+        for _ in range(200):
+            ingest.step(0)
+        assert entry(store).next_offset == 8
+        assert ingest._trouble[IN].poison == {8}
+        assert_it_waits(ingest, caplog)
+    drain(ingest, 200)
+    assert rejected_offsets(store) == [8]
+    assert entry(store).unit("row")["counted"] == 20
+    assert not ingest._trouble
+    assert_balanced(store)
+
+
+def test_the_end_of_a_batch_in_trouble_may_lie_behind_its_last_record(store, log, monkeypatch):
+    """Offsets without a message end it: what fails behind them is looked at one by one, too."""
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    log.skip(IN, 3)
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert not {"id7", "id33"} & set(rows.ids.tolist())
+        return real(view, cuts, rows, *rest)
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    while not ingest._trouble:
+        ingest.step(0)
+    send_rows(log, [row(i) for i in range(20, 40)])
+    for _ in range(120):
+        ingest.step(0)
+    assert rejected_offsets(store) == [8, 37]
+    assert entry(store).unit("row")["counted"] == 39
+    assert ingest.counters["stuck"] == 0
+    assert_balanced(store)
+
+
+def test_a_topic_made_again_has_innocent_records_at_the_offsets_in_trouble(store, log, monkeypatch):
+    send_rows(log, [row(99)])
+    drain(member(store, log, IN))
+    send_rows(log, [row(i) for i in range(20)])
+    real = partition_module.count_rows
+
+    def fragile(view, cuts, rows, *rest):
+        assert "id7" not in rows.ids.tolist()
+        return real(view, cuts, rows, *rest)
+
+    def full(_connection, _pid, payloads):
+        assert not payloads
+
+    monkeypatch.setattr(partition_module, "count_rows", fragile)
+    ingest = member(store, log, IN)
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_module.flushes, "keep_rejected", full)
+        while not ingest.counters["stuck"]:
+            ingest.step(0)
+    assert ingest._trouble[IN].poison == {8}
+    made_again(log, 100, 30)
+    drain(ingest, 200)
+    old, new = sorted(ledger(store), key=lambda one: one.partition_id)
+    assert (old.next_offset, new.unit("row")) == (8, {"counted": 30})
+    assert not ingest._trouble
+
+
+def test_a_deadlock_costs_its_own_partition_a_moment_and_no_other(store, log, monkeypatch):
+    ingest = member(store, log, IN, LABELS)
+    drain(ingest)
+    labels = ingest.owned[LABELS]
+    real = partition_module.panes.write_panes
+    victims = [OperationalError("update", {}, psycopg.errors.DeadlockDetected())]
+
+    def race(*args):
+        if victims:
+            raise victims.pop()
+        real(*args)
+
+    monkeypatch.setattr(partition_module.panes, "write_panes", race)
+    send_rows(log, [row(i) for i in range(5)])
+    send_label(log, 0, "yes")
+    drain(ingest)
+    assert (ingest.counters["conflicts"], ingest.counters["store_errors"]) == (1, 0)
+    assert ingest.counters["counting_failed"] == 0
+    assert entry(store).unit("row")["counted"] == 5
+    assert entry(store, "labels").next_offset == 1
+    assert ingest.owned[LABELS] is labels
+    assert_balanced(store)
+
+
+def test_the_source_is_left_whatever_happens_in_the_last_flush(store, log, monkeypatch):
+    ingest = member(store, log, IN)
+    drain(ingest)
+    send_rows(log, [row(0)])
+    ingest._monotonic = lambda: 5.0  # nothing is due
+    ingest.step(0)
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ingest, "_flush_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest.stop()
+    assert ingest.source.positions == {}
+
+
+# --- a contract that changes while rows are held --------------------------------------------------
+
+
+def changed(**fields):
+    return msgspec.structs.replace(HELD, **fields)
+
+
+HELD = Contract(
+    name="m",
+    task="binary",
+    features={"x": Feature(kind="number"), "c": Feature(kind="category")},
+    prediction=Prediction(score="yes"),
+    labels=Labels(arrive="never"),
+    windows=Windows(length="2s", lateness="10s", out_of_order="0s", segments=("region",)),
+    reference=Reference(rows=14),
+)
+CHANGES = {
+    "segments added": changed(
+        windows=msgspec.structs.replace(HELD.windows, segments=("c", "region", "zone"))
+    ),
+    "segments removed": changed(windows=msgspec.structs.replace(HELD.windows, segments=())),
+    "feature added": changed(features=HELD.features | {"age": Feature(kind="number")}),
+    "feature removed": changed(features={"c": Feature(kind="category")}),
+    "number to category": changed(features=HELD.features | {"x": Feature(kind="category")}),
+    "category to number": changed(features=HELD.features | {"c": Feature(kind="number")}),
+    "segment to feature": changed(features=HELD.features | {"region": Feature(kind="category")}),
+    "task": changed(task="regression", prediction=Prediction()),
+    "score": changed(prediction=Prediction(score="sure")),
+    "more classes": changed(task="multiclass", prediction=Prediction()),
+}
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "and back"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_contract_that_changes_while_rows_are_held_counts_each_row_once(store, log, change, back):
+    """Each revision brings rows of its own to both partitions; then there are enough for cuts."""
+    revisions = [HELD, CHANGES[change], *([HELD] if back else [])]
+    other = Partition("in", 1)
+    ingest = member(store, log, IN, other)
+    sent = 0
+
+    def send(contract, rows, partition):
+        nonlocal sent
+        for _ in range(rows):
+            answer = sent * 0.5 if contract.task == "regression" else "yes"
+            fields = {
+                "prediction": answer,
+                "scores": {contract.prediction.score or "yes": 0.25},
+                "attributes": {"region": "north", "zone": "7"},
+            }
+            one = row(sent, at=T0 + sent, **fields)
+            log.send(partition, one, one.time)
+            sent += 1
+
+    for contract in revisions:
+        apply_contract(store, contract, "", "test", T0)
+        for partition in (IN, other):
+            send(contract, 2, partition)
+            drain(ingest)
+    held = sum(one.unit("row").get("held", 0) for one in ledger(store))
+    assert held == sent == 4 * len(revisions)
+    for partition in (IN, other, IN):
+        send(revisions[-1], 3, partition)
+        drain(ingest)
+    assert rejected_offsets(store) == []
+    assert (ingest.counters["counting_failed"], ingest.counters["stuck"]) == (0, 0)
+    total = Counter()
+    for one in ledger(store):
+        total.update(one.unit("row"))
+    assert total == {"counted": sent, "held": 0}
+    state = whole(store).state
+    assert state.rows == sent
+    assert {name: one.rows for name, one in state.features.items()} == dict.fromkeys(
+        revisions[-1].features, sent
+    )
+    assert_balanced(store)
+    assert_each_segment_adds_up(store, revisions[-1], sent)
+
+
+def assert_each_segment_adds_up(store, contract, rows):
+    with store.read() as connection:
+        segments = set(connection.scalars(select(t.panes.c.segment)))
+    for column in contract.windows.segments:
+        mine = [one for one in segments if one.startswith(f"{column}=")]
+        assert sum(whole(store, one).state.rows for one in mine) == rows

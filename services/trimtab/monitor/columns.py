@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from trimtab.monitor.views import ModelView
 from trimtab.stats.coded import Coded, join
 from trimtab.windows.ids import BATCH_MARK, WHOLE, Hashes
 
@@ -27,6 +28,8 @@ Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[Any] | slice
 
 FORMAT = 1
+_EXACT_BELOW = 2.0**53
+"""Above it a float64 may stand for several integers."""
 
 
 class Numbers(Struct):
@@ -107,26 +110,47 @@ class Rows(Struct):
         answers = self.answers
         return key_list(answers) if isinstance(answers, Coded) else number_list(answers.values)
 
-    def under(self, numbers: Sequence[str], categories: Sequence[str]) -> Rows:
-        """Return the same rows with these features: others are left out, absent ones are missing."""
-        if tuple(numbers) == self.number_names and tuple(categories) == tuple(self.categories):
+    def under(self, view: ModelView) -> Rows:
+        """Return the same rows as another revision of their contract reads them.
+
+        What it does not declare is left out. What the rows were not read for is missing: absent features
+        and attributes, and values of another kind, but for numbers that are now categories.
+        """
+        if (
+            (view.numbers, view.categories) == (self.number_names, tuple(self.categories))
+            and view.attributes == tuple(self.attributes)
+            and view.regression == isinstance(self.answers, Numbers)
+        ):
             return self
-        place = {name: row for row, name in enumerate(self.number_names)}
-        values = np.full((len(numbers), self.size), np.nan)
-        errors = np.zeros(values.shape, np.bool_)
-        for row, name in enumerate(numbers):
-            if name in place:
-                values[row] = self.numbers[place[name]]
-                if self.number_errors is not None:
-                    errors[row] = self.number_errors[place[name]]
+        numbers = np.full((len(view.numbers), self.size), np.nan)
+        errors = np.zeros(numbers.shape, np.bool_)
+        for row, name in enumerate(view.numbers):
+            column = self._number(name)
+            if column is not None:
+                numbers[row] = column.values
+                if column.errors is not None:
+                    errors[row] = column.errors
         missing = Coded.constant(None, self.size)
         return msgspec.structs.replace(
             self,
-            numbers=values,
+            answers=_answers_under(view, self.answers),
+            numbers=numbers,
             number_errors=errors if errors.any() else None,
-            number_names=tuple(numbers),
-            categories={name: self.categories.get(name, missing) for name in categories},
+            number_names=view.numbers,
+            categories={name: self._category(name, missing) for name in view.categories},
+            attributes={name: self.attributes.get(name, missing) for name in view.attributes},
         )
+
+    def _number(self, name: str) -> Numbers | None:
+        if name not in self.number_names:
+            return None
+        row = self.number_names.index(name)
+        errors = self.number_errors
+        return Numbers(self.numbers[row], None if errors is None else errors[row])
+
+    def _category(self, name: str, missing: Coded) -> Coded:
+        number = self._number(name)
+        return self.categories.get(name, missing) if number is None else _as_categories(number)
 
     def to_bytes(self) -> bytes:
         """Encode every column."""
@@ -194,7 +218,7 @@ def floats(values: Sequence[float | None]) -> Floats:
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """Return the rows of several blocks, in the order of their messages."""
+    """Return the rows of several blocks, all read by one contract, in the order of their messages."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -226,13 +250,26 @@ def key_list(column: Coded) -> list[object]:
     return [[] if key is False else key for key in column]
 
 
+def _answers_under(view: ModelView, answers: Coded | Numbers) -> Coded | Numbers:
+    if view.regression:
+        # Whether a category `1` was the number or the text is not known any more.
+        return answers if isinstance(answers, Numbers) else Numbers(np.full(len(answers), np.nan))
+    return answers if isinstance(answers, Coded) else _as_categories(answers)
+
+
+def _as_categories(numbers: Numbers) -> Coded:
+    """Return the categories that numbers name; missing where the value that was read is not known exactly."""
+    exact = np.where(np.abs(numbers.values) < _EXACT_BELOW, numbers.values, np.nan)
+    return Coded.of_keys(number_list(exact))
+
+
 def _taken(numbers: Numbers, index: Index) -> Numbers:
     return Numbers(numbers.values[index], None if numbers.errors is None else numbers.errors[index])
 
 
 def _joined_answers(parts: Sequence[Coded | Numbers]) -> Coded | Numbers:
     coded = [part for part in parts if isinstance(part, Coded)]
-    if coded:  # a contract's task is one or the other
+    if coded:  # the task of the contract that read them is one or the other
         return join(coded)
     numbers = [part for part in parts if isinstance(part, Numbers)]
     return Numbers(

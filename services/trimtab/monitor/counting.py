@@ -20,6 +20,7 @@ from trimtab.windows.panes import split_by
 MOST_SEGMENTS = 20
 OTHER, MISSING = "other", "missing"
 _SEGMENT_CHARS_MAX = 120
+_CODES_MAX = 2**62
 _MISSING: frozenset[Key] = frozenset((None,))
 _NO_CATEGORY: frozenset[Key] = frozenset((False,))
 
@@ -84,12 +85,15 @@ def group_rows(view: ModelView, rows: Rows, segments: Segments) -> Grouping:
         values = rows.categories.get(name, rows.attributes.get(name))
         if values is not None:
             columns.append(segments.names(view, name, values))
-    codes = np.zeros(rows.size, np.int64)
+    codes, most = np.zeros(rows.size, np.int64), 1  # every code is below `most`
     if rows.size and (rows.revision != rows.revision[0]).any():
-        codes = np.unique(rows.revision, return_inverse=True)[1].reshape(-1)
+        codes, most = _compressed(rows.revision)
     for column in columns:
         if len(column.keys) > 1:
+            if most * len(column.keys) > _CODES_MAX:
+                codes, most = _compressed(codes)
             codes = codes * len(column.keys) + column.codes
+            most *= len(column.keys)
     if rows.size and not codes.any():  # no rollout, one version, no segments: the common case
         first = np.zeros(1, np.int64)
     else:
@@ -100,6 +104,12 @@ def group_rows(view: ModelView, rows: Rows, segments: Segments) -> Grouping:
         revision = int(rows.revision[row])
         groups.append(Group(version, arm, revision, tuple(named), view.rules.pane_ms))
     return Grouping(codes.reshape(-1).astype(np.int32), groups)
+
+
+def _compressed(codes: Ints) -> tuple[Ints, int]:
+    """Return the place of each code among those that occur, and how many these are."""
+    found, places = np.unique(codes, return_inverse=True)
+    return places.reshape(-1), int(found.size)
 
 
 # --- abnormal rows --------------------------------------------------------------------------------

@@ -327,9 +327,12 @@ def _forget_samples(connection: Connection, model: str, before_ms: int) -> int:
     ).all()
     if not times:
         return 0
-    done = connection.execute(
-        delete(row_samples).where(row_samples.c.model == model, column <= times[-1])
-    )
+    old = (row_samples.c.model == model) & (column <= times[-1])
+    # In the order in which a flush writes them, or the two may wait for each other.
+    connection.execute(
+        select(column).where(old).order_by(column, row_samples.c.partition_id).with_for_update()
+    ).all()
+    done = connection.execute(delete(row_samples).where(old))
     return int(done.rowcount)
 
 

@@ -1,8 +1,9 @@
 """The ingest loop: claim, poll, buffer, flush; and what to do when any of these fails.
 
 Whatever goes wrong with a partition, its memory is dropped and, while it is still ours, it is claimed
-again and read from its stored offset. While the store is away everything is paused, and polling goes
-on so that the group keeps us.
+again and read from its stored offset. A record is rejected for it only after a flush without any record
+has worked; where that fails, too, the partition waits. While the store is away everything is paused, and
+polling goes on so that the group keeps us.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import Struct, field
 from sqlalchemy import select
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from trimtab.clock import now_ms
 from trimtab.errors import ConflictError
@@ -28,6 +29,7 @@ from trimtab.source import Lost, Partition, Polled, Record, Source, SourceAwayEr
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import ledger
 from trimtab.store import tables as t
+from trimtab.store.dialect import lost_a_race
 from trimtab.store.engine import Store
 from trimtab.store.models import ContractRow, CurrentContracts, active_cuts_ids, cuts_at
 
@@ -39,6 +41,10 @@ SIGHT_S = 1.0
 """How often an owner says that it lives and where the log ends."""
 CLAIM_AGAIN_S = 1.0
 STORE_RETRY_S = 1.0
+STUCK_LONGEST_S = 30.0
+"""A partition that fails without any record of its own is tried again after 1 s, 2 s, … this long at most."""
+STUCK_SAY_S = 60.0
+"""How often the log says so."""
 BUFFER_BYTES_MAX = 32 * 1024 * 1024
 READ_RECORDS, READ_BYTES = 500, 256 * 1024
 """Records that come in such a number, or of such a size, are read at once."""
@@ -79,10 +85,22 @@ class _Buffer(Struct):
 
 
 class _Trouble(Struct):
-    """A batch whose counting failed for no reason of the store's: read one record at a time up to `until`."""
+    """A partition whose counting failed for no reason of the store's."""
 
-    until: int
+    partition_id: int
+    """Of the ledger: a topic made again has another, and other records at these offsets."""
+    until: int = 0
+    """Records before this offset are flushed one at a time."""
     poison: frozenset[int] = frozenset()
+    """Offsets of records that are rejected: each flush of theirs failed, and the one without them worked."""
+    trying: int | None = None
+    """Offset of the record that is flushed alone; None while more or fewer are."""
+    suspect: int | None = None
+    """Offset of the one that failed alone, until a flush without it has shown whose fault it is."""
+    waits: int = 0
+    """How often in a row no record was to blame."""
+    said_s: float | None = None
+    """When the log last said so."""
 
 
 class Knowledge:
@@ -193,7 +211,8 @@ class Ingest:
             self._flush_all(sorted(self.owned), last=True)
         except SQLAlchemyError as error:
             log.warning("The last flush failed; its rows are read again: %s", error)
-        self.source.close()
+        finally:
+            self.source.close()
 
     # --- assignment -------------------------------------------------------------------------------
 
@@ -232,6 +251,7 @@ class Ingest:
         if not due:
             return
         for partition in due:
+            del self._claim_at_s[partition]
             try:
                 self._claim(partition)
             except SourceAwayError as error:
@@ -239,9 +259,9 @@ class Ingest:
                 self.counters["source_away"] += 1
                 log.warning("%s", error)
                 return  # the others would wait for the same broker; polling goes on meanwhile
-            del self._claim_at_s[partition]
 
     def _claim(self, partition: Partition) -> None:
+        trouble = self._trouble.get(partition)
         identity = self._identities.claim(partition)
         claim = ledger.claim(
             self.store,
@@ -253,17 +273,34 @@ class Ingest:
             owner=self.owner,
             beginning_offset=self.source.beginning(partition),
             now_ms=self.now_ms(),
+            again=trouble is not None and trouble.waits > 0,
         )
+        if trouble is not None and trouble.partition_id != claim.partition_id:
+            del self._trouble[partition]
+            trouble = None
         # After the claim: whatever contracts an earlier owner has counted by are known from here on.
         self.knowledge.refresh()
-        owned = OwnedPartition(
-            self.store, claim, self.roles[partition.topic], self.knowledge.views, shards=self.shards
-        )
+        try:
+            if trouble is not None:
+                self._probe(partition, trouble, claim)
+            owned = self._load(partition, claim)
+        except Exception as error:
+            if _is_conflict(error):
+                self._conflict(partition, error)
+            elif _is_of_store(error):
+                raise
+            else:
+                self._nobody_is_to_blame(partition, claim, claim.next_offset, error)
+            return
         self.owned[partition] = owned
         self._buffers[partition] = _Buffer(owned.next_offset)
         self.source.seek(partition, owned.next_offset)
         self.source.resume([partition])
         self.counters["claims"] += 1
+
+    def _load(self, partition: Partition, claim: ledger.Claim) -> OwnedPartition:
+        role, views = self.roles[partition.topic], self.knowledge.views
+        return OwnedPartition(self.store, claim, role, views, shards=self.shards)
 
     def _confirm(self, partitions: Sequence[Partition]) -> frozenset[Partition]:
         """Return which of these are still what was claimed; claim anew what was made again under us.
@@ -422,19 +459,21 @@ class Ingest:
                 self._flush(partition, owned, ends[partition])
                 done[partition] = owned.next_offset
                 self._was_flushed(partition)
-            except ConflictError as error:
-                self.counters["conflicts"] += 1
-                log.info("%s", error)
-                self._drop_and_claim_again(partition, CLAIM_AGAIN_S)
-            except (DataError, IntegrityError) as error:
-                # The store answers and refuses a value: waiting for it would wait for ever.
-                self._counting_failed(partition, owned, error)
-            except SQLAlchemyError:
-                raise
-            except Exception as error:  # noqa: BLE001 - no payload may stop its partition
-                self._counting_failed(partition, owned, error)
+            except Exception as error:
+                if _is_conflict(error):
+                    self._conflict(partition, error)
+                elif _is_of_store(error):
+                    raise
+                else:  # no payload may stop its partition
+                    self._counting_failed(partition, owned, error)
         if done and not last:  # whoever leaves would only cancel it
             self.source.hint(done)
+
+    def _conflict(self, partition: Partition, error: Exception) -> None:
+        """Begin again from the stored offset, with this partition alone."""
+        self.counters["conflicts"] += 1
+        log.info("%s", error)
+        self._drop_and_claim_again(partition, CLAIM_AGAIN_S)
 
     def _flush(self, partition: Partition, owned: OwnedPartition, end: int | None) -> None:
         buffer = self._buffers[partition]
@@ -458,13 +497,17 @@ class Ingest:
     ) -> Iterator[tuple[Reading, Mapping[str, ModelCuts], int]]:
         """Yield (batch, its cuts, offset after it) to flush: one, or single records while one is in trouble."""
         trouble = self._trouble.get(partition)
+        if trouble is not None:
+            trouble.trying = None  # a flush that lost a race may have left one
         if trouble is not None and owned.next_offset < trouble.until:
             records = [record for some in buffer.waiting for record in some]
             careful = [record for record in records if record.offset < trouble.until]
             for record in careful:
+                trouble.trying = record.offset
                 reading = self._new_reading(partition)
                 reading.add([record])
                 yield reading, self.knowledge.cuts, record.offset + 1
+                trouble.waits, trouble.trying = 0, None
             buffer.waiting = [records[len(careful) :]]
         yield self._read(partition, buffer), buffer.cuts, buffer.next_offset
 
@@ -479,25 +522,62 @@ class Ingest:
         self, partition: Partition, owned: OwnedPartition, error: Exception
     ) -> None:
         """No message may stop its partition: find the one that does, and reject it."""
+        trouble = self._trouble.get(partition)
+        trying = trouble.trying if trouble else None
+        rejected = trouble is not None and trying is not None and trying in trouble.poison
+        if rejected or not self._buffers[partition].records:
+            self._nobody_is_to_blame(partition, owned.claim, owned.next_offset, error)
+            return
         self.counters["counting_failed"] += 1
         log.error(
             "Counting %s[%d] from offset %d failed",
             *(partition.topic, partition.partition, owned.next_offset),
             exc_info=error,
         )
-        trouble = self._trouble.get(partition)
-        if trouble is None or owned.next_offset >= trouble.until:  # which record is not known yet
-            poison = trouble.poison if trouble else frozenset()
-            trouble = _Trouble(self._buffers[partition].next_offset, poison)
-        else:  # one record at a time: it is the one at the stored offset
-            trouble = _Trouble(trouble.until, trouble.poison | {self._culprit(partition, owned)})
-        self._trouble[partition] = trouble
+        if trouble is None:
+            trouble = self._trouble[partition] = _Trouble(owned.claim.partition_id)
+        if trying is None:  # which record is not known yet
+            trouble.until = max(trouble.until, self._buffers[partition].next_offset)
+        trouble.suspect, trouble.trying = trying, None
         self._drop_and_claim_again(partition, 0.0)
 
-    def _culprit(self, partition: Partition, owned: OwnedPartition) -> int:
-        buffer = self._buffers[partition]
-        offsets = (record.offset for records in buffer.waiting for record in records)
-        return next((o for o in offsets if o >= owned.next_offset), owned.next_offset)
+    def _probe(self, partition: Partition, trouble: _Trouble, claim: ledger.Claim) -> None:
+        """Try a flush of no record: where that works, the record that failed alone is to blame.
+
+        Raises what the flush raises.
+        """
+        known = self.knowledge
+        self._load(partition, claim).probe(known.views, known.cuts, self.now_ms())
+        if trouble.suspect is not None:
+            trouble.poison |= {trouble.suspect}
+            trouble.suspect = None
+        elif trouble.until <= claim.next_offset:
+            del self._trouble[partition]
+
+    def _nobody_is_to_blame(
+        self, partition: Partition, claim: ledger.Claim, offset: int, error: Exception
+    ) -> None:
+        """Wait, longer each time: nothing is rejected, and the log keeps what is not counted.
+
+        Meanwhile the partition has no owner that is seen, so that windows do not wait for it for ever.
+        """
+        trouble = self._trouble.setdefault(partition, _Trouble(claim.partition_id))
+        trouble.suspect = trouble.trying = None
+        wait_s = min(STUCK_LONGEST_S, CLAIM_AGAIN_S * 2.0 ** min(trouble.waits, 10))
+        trouble.waits += 1
+        self.counters["stuck"] += 1
+        now_s = self._monotonic()
+        if trouble.said_s is None or now_s - trouble.said_s >= STUCK_SAY_S:
+            trouble.said_s = now_s
+            log.error(
+                "%s[%d] waits at offset %d: counting fails without any message, so none is rejected. Nothing "
+                "is lost while the topic keeps its records. Look at the error below: a state in the "
+                "database that cannot be read, or a defect of this version (report it). It is tried again "
+                "at least every %d s.",
+                *(partition.topic, partition.partition, offset, STUCK_LONGEST_S),
+                exc_info=error,
+            )
+        self._drop_and_claim_again(partition, wait_s)
 
     def _lose(self, loss: Lost) -> None:
         owned = self.owned.get(loss.partition)
@@ -522,9 +602,10 @@ class Ingest:
                     *(loss.partition.topic, loss.partition.partition, count),
                 )
             self._buffers[loss.partition] = _Buffer(owned.next_offset)
-        except ConflictError as error:
-            log.info("%s", error)
-            self._drop_and_claim_again(loss.partition, CLAIM_AGAIN_S)
+        except (ConflictError, DBAPIError) as error:
+            if not _is_conflict(error):
+                raise
+            self._conflict(loss.partition, error)
 
     # --- signs of life ----------------------------------------------------------------------------
 
@@ -537,6 +618,9 @@ class Ingest:
         sights = []
         by_id = {owned.claim.partition_id: p for p, owned in self.owned.items()}
         for partition, owned in sorted(self.owned.items()):
+            trouble = self._trouble.get(partition)
+            if trouble is not None and trouble.waits:
+                continue  # who makes no progress must not look as if it did
             position, end = progress[partition]
             if partition not in confirmed:
                 end = None
@@ -572,3 +656,13 @@ class Ingest:
             connection.execute(select(t.partitions.c.id).limit(1)).all()
         log.info("The store answers; reading goes on from the stored offsets.")
         self._store_retry_s = None
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether the same again may work, for this partition alone: another owns it, or was faster."""
+    return isinstance(error, ConflictError) or lost_a_race(error)
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether the store failed, and will answer again; not where it answers and refuses a value."""
+    return isinstance(error, SQLAlchemyError) and not isinstance(error, DataError | IntegrityError)

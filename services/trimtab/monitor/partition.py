@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -27,7 +28,7 @@ from trimtab.monitor.views import ModelView, Views
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import flushes, ledger, panes, resources, watermarks
-from trimtab.store.baselines import cuts_from_rows
+from trimtab.store.baselines import build_cuts, cuts_from_rows
 from trimtab.store.engine import Store
 from trimtab.store.known_ids import pane_predictions, predictions_since
 from trimtab.store.label_runs import (
@@ -223,30 +224,46 @@ class OwnedPartition:
         """
         views = reading.views
         flush = self._prepare(reading, next_offset, cuts, now_ms)
+        step = Advance(
+            from_offset=flush.from_offset,
+            next_offset=next_offset,
+            messages=flush.messages,
+            rows=flush.units["row"],
+            labels=flush.units["label"],
+            resources=flush.units["resource"],
+            record_ms=flush.record_ms,
+            end_offset=end_offset,
+            caught_up_ms=now_ms if caught_up else None,
+        )
         with self.store.write() as connection:
-            self.flush_seq = ledger.advance(
-                connection,
-                self.claim.partition_id,
-                self.claim.epoch,
-                Advance(
-                    from_offset=flush.from_offset,
-                    next_offset=next_offset,
-                    messages=flush.messages,
-                    rows=flush.units["row"],
-                    labels=flush.units["label"],
-                    resources=flush.units["resource"],
-                    record_ms=flush.record_ms,
-                    end_offset=end_offset,
-                    caught_up_ms=now_ms if caught_up else None,
-                ),
-                now_ms,
-            )
-            self._write(connection, flush, views, now_ms)
+            self._store(connection, flush, step, views, now_ms)
         self.next_offset = next_offset
         if flush.record_ms is not None:
             self.record_ms = flush.record_ms
         self._evict(flush)
         return flush
+
+    def probe(self, views: Views, cuts: Mapping[str, ModelCuts], now_ms: int) -> None:
+        """Try a flush of no record, and cuts of what is held; nothing of it is stored.
+
+        Raises what fails of a flush whatever its records are. This object must be dropped afterwards.
+        """
+        with self.store.read() as connection:
+            for model in sorted(views.keys() - cuts.keys()):
+                if flushes.held_total(connection, model):
+                    every = _every_held(connection, views[model])
+                    build_cuts(
+                        views[model].contract,
+                        every.feature_values(),
+                        every.prediction_values(),
+                        number_list(every.score),
+                    )
+        nothing = Reading(self.role, self.claim.topic, views)
+        flush = self._prepare(nothing, self.next_offset, cuts, now_ms)
+        with suppress(_Undone), self.store.write() as connection:
+            step = Advance(from_offset=self.next_offset, next_offset=self.next_offset)
+            self._store(connection, flush, step, views, now_ms)
+            raise _Undone
 
     def lose(self, beginning: int, now_ms: int) -> None:
         """Account for offsets that the log has dropped: from the last flush to `beginning`."""
@@ -483,8 +500,8 @@ class OwnedPartition:
             return
         state = self.models.setdefault(model, ModelState())
         for body in bodies:
-            # The contract may have got other features since.
-            rows = Rows.from_bytes(body).under(view.numbers, view.categories)
+            # The contract may have changed since.
+            rows = Rows.from_bytes(body).under(view)
             starts = classify(view.rules, NEVER_MS, rows.times_ms, rows.record_ms).panes_ms
             flush.classes[ClassKey("row", model, "held")] -= rows.size
             flush.classes[ClassKey("row", model, "counted")] += rows.size
@@ -531,6 +548,13 @@ class OwnedPartition:
         flush.resources = {key: ResourceState.observe(values) for key, values in gauges.items()}
 
     # --- writing ----------------------------------------------------------------------------------
+
+    def _store(
+        self, connection: Connection, flush: Flush, step: Advance, views: Views, now_ms: int
+    ) -> None:
+        pid, epoch = self.claim.partition_id, self.claim.epoch
+        self.flush_seq = ledger.advance(connection, pid, epoch, step, now_ms)
+        self._write(connection, flush, views, now_ms)
 
     def _write(self, connection: Connection, flush: Flush, views: Views, now_ms: int) -> None:
         pid = self.claim.partition_id
@@ -584,13 +608,7 @@ class OwnedPartition:
             enough = flushes.held_total(connection, model) >= wanted
             if not enough or active_cuts(connection, model) is not None:
                 continue
-            view = views[model]
-            every = concatenate(
-                [
-                    Rows.from_bytes(body).under(view.numbers, view.categories)
-                    for body in flushes.held_bodies(connection, model)
-                ]
-            )
+            every = _every_held(connection, views[model])
             cuts_from_rows(
                 connection,
                 model,
@@ -654,6 +672,16 @@ class OwnedPartition:
                 break
             held -= self.models[model].hashes.pop(pane).nbytes
         return held
+
+
+class _Undone(Exception):  # noqa: N818 - no error: it rolls a probe back
+    pass
+
+
+def _every_held(connection: Connection, view: ModelView) -> Rows:
+    """Return the rows held for a model in all partitions, each as the contract reads it now; there are some."""
+    bodies = flushes.held_bodies(connection, view.model)
+    return concatenate([Rows.from_bytes(body).under(view) for body in bodies])
 
 
 def gauges_of(sample: ResourceSample) -> list[tuple[str, float]]:

@@ -58,7 +58,7 @@ class Sampler:
         """Store what has changed, if it is time; inside the flush."""
         if not self._changed or (now_ms - self._written_ms < WRITE_EVERY_MS and not at_once):
             return
-        for model in {model for model, _ in self._changed}:
+        for model in sorted({model for model, _ in self._changed}):
             changed = {hour for name, hour in self._changed if name == model}
             unread = {hour for hour in changed if (model, hour) in self._unread}
             # An earlier owner may have stored a sample of the same hour.

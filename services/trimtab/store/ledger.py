@@ -66,9 +66,11 @@ def claim(
     owner: str,
     beginning_offset: int,
     now_ms: int,
+    again: bool = False,
 ) -> Claim:
     """Take a partition: raise its epoch, then return its state. A new one starts at `beginning_offset`.
 
+    `again` is of an owner that could count nothing since its last claim: when one was seen stays as it is.
     The epoch is raised before anything is read, so no earlier owner can write what this one misses.
     """
     with store.write() as connection:
@@ -100,9 +102,8 @@ def claim(
             .values(
                 epoch=partitions.c.epoch + 1,
                 owner=owner,
-                owner_seen_ms=now_ms,
-                updated_ms=now_ms,
                 caught_up_ms=None,
+                **({} if again else {"owner_seen_ms": now_ms, "updated_ms": now_ms}),
             )
             .returning(partitions)
         ).one()

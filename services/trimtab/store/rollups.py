@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from trimtab.errors import ConflictError
 from trimtab.stats.aggregate import PaneState, ResourceState
-from trimtab.store.dialect import insert_for
+from trimtab.store.dialect import in_code_order, insert_for
 from trimtab.store.panes import origin_of
 from trimtab.store.tables import (
     folded_segments,
@@ -309,7 +309,10 @@ def _fold_gauges(
     key = list(table.primary_key.columns)
     locked = connection.execute(
         # In the order in which a flush locks them.
-        select(table, start.label("at_ms")).where(span).order_by(*key).with_for_update()
+        select(table, start.label("at_ms"))
+        .where(span)
+        .order_by(*in_code_order(connection, key))
+        .with_for_update()
     ).all()
     found = [row for row in locked if may_fold(row)]
     if not found:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, select
 
 from trimtab.store.dialect import insert_for
 from trimtab.store.tables import row_samples
@@ -124,13 +124,3 @@ def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int)
     return sorted(
         (row for row in rows if from_ms <= row.time_ms < to_ms), key=lambda r: (r.time_ms, r.hash)
     )
-
-
-def expire_samples(connection: Connection, model: str, before_ms: int) -> int:
-    """Delete samples of hours that end before `before_ms` (event time); return how many."""
-    done = connection.execute(
-        delete(row_samples).where(
-            row_samples.c.model == model, row_samples.c.sample_start_ms < before_ms - HOUR_MS
-        )
-    )
-    return done.rowcount

@@ -1,0 +1,52 @@
+"""Rows fall into groups by version, arm, traffic revision and segments, however many of these there are."""
+
+import numpy as np
+import pytest
+
+from trimtab.contracts.model import Contract, Feature, Windows
+from trimtab.events.types import Inference
+from trimtab.monitor.blocks import single_block
+from trimtab.monitor.counting import Segments, group_rows
+from trimtab.monitor.views import ModelView
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 18, 40])
+def test_no_row_falls_into_the_group_of_another(columns):
+    """16 values in each of 18 columns are 2**72 groups: more than a code has room for."""
+    names = tuple(f"s{i}" for i in range(columns))
+    contract = Contract(
+        name="m",
+        task="binary",
+        features={"x": Feature("number")},
+        windows=Windows(segments=names),
+    )
+    draw = np.random.default_rng(columns)
+    events = []
+    for i in range(400):
+        values = {name: f"v{draw.integers(16)}" for name in names}
+        for version in "01":  # pairs that differ in the version and the first segment only
+            values = values | {"s0": f"v{draw.integers(16)}"}
+            events.append(
+                Inference(
+                    id=f"{i}.{version}",
+                    model="m",
+                    version=version,
+                    time=0,
+                    features={"x": 1.0},
+                    attributes=values,
+                    traffic_revision=i % 3,
+                )
+            )
+    view = ModelView(1, contract)
+    rows = single_block(view, np.arange(len(events)), events, typed=False)
+    grouping = group_rows(view, rows, Segments())
+    wanted = [
+        (event.version, event.traffic_revision, *(f"{k}={v}" for k, v in event.attributes.items()))
+        for event in events
+    ]
+    found = []
+    for code in grouping.codes.tolist():
+        group = grouping.groups[code]
+        found.append((group.version, group.traffic_revision, *group.segments))
+    assert [sorted(map(str, one)) for one in found] == [sorted(map(str, one)) for one in wanted]
+    assert len(grouping.groups) == len(set(wanted))
