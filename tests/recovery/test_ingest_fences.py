@@ -1375,9 +1375,11 @@ def test_a_contract_that_changes_while_rows_are_held_counts_each_row_once(store,
     other = Partition("in", 1)
     ingest = member(store, log, IN, other)
     sent = 0
+    in_column = Counter()
 
     def send(contract, rows, partition):
         nonlocal sent
+        in_column.update(dict.fromkeys(contract.windows.segments, rows))
         for _ in range(rows):
             answer = sent * 0.5 if contract.task == "regression" else "yes"
             fields = {
@@ -1411,12 +1413,68 @@ def test_a_contract_that_changes_while_rows_are_held_counts_each_row_once(store,
         revisions[-1].features, sent
     )
     assert_balanced(store)
-    assert_each_segment_adds_up(store, revisions[-1], sent)
+    assert rows_by_column(store) == in_column, (
+        "a row is in the segments of the contract it was read under"
+    )
 
 
-def assert_each_segment_adds_up(store, contract, rows):
+def rows_by_column(store):
+    """Rows of all segments of a column, by column."""
     with store.read() as connection:
-        segments = set(connection.scalars(select(t.panes.c.segment)))
-    for column in contract.windows.segments:
-        mine = [one for one in segments if one.startswith(f"{column}=")]
-        assert sum(whole(store, one).state.rows for one in mine) == rows
+        segments = set(connection.scalars(select(t.panes.c.segment))) - {""}
+    total = Counter()
+    for one in segments:
+        total[one.partition("=")[0]] += whole(store, one).state.rows
+    return total
+
+
+def test_held_rows_are_counted_where_their_predictions_wait_for_labels(store, log):
+    """Pane and segments of held rows are those they were read under, also after a restart and a change."""
+    before = changed(
+        labels=Labels(arrive="within 1h", sources=("human",)),
+        windows=Windows(length="1h", lateness="1h", out_of_order="0s", segments=("region",)),
+        reference=Reference(rows=60),
+    )
+    after = changed(
+        labels=before.labels,
+        reference=before.reference,
+        windows=msgspec.structs.replace(before.windows, length="10 min", pane="1 min"),
+    )
+
+    def send(first, many):
+        for i in range(first, first + many):
+            where = {"region": f"r{i // 2}"}
+            one = row(i, at=T0 + i * 60_000, scores={"yes": 0.25}, attributes=where)
+            log.send(IN, one, one.time)
+            log.send(
+                LABELS,
+                Label(inference_id=f"id{i}", model="m", label="yes", time=T0 + i, source="human"),
+                T0 + i,
+            )
+
+    apply_contract(store, before, "", "test", T0)
+    send(0, 40)
+    drain(member(store, log, IN, LABELS))
+    apply_contract(store, after, "", "test", T0)
+    send(40, 30)
+    ingest = member(store, log, IN, LABELS, owner="two")
+    drain(ingest)
+    ingest.stop()
+    joiner = Joiner(store, "one")
+    for _ in range(5):
+        joiner.tick(T0 + 10**9)
+    with store.read() as connection:
+        counted, joined = (
+            connection.execute(
+                select(table.c.pane_start_ms, table.c.segment, func.sum(column))
+                .group_by(table.c.pane_start_ms, table.c.segment)
+                .order_by(table.c.pane_start_ms, table.c.segment)
+            ).all()
+            for table, column in (
+                (t.panes, t.panes.c.rows),
+                (t.performance, t.performance.c.predicted_rows),
+            )
+        )
+    assert [tuple(one) for one in counted] == [tuple(one) for one in joined]
+    names = {segment for _, segment, _ in counted}
+    assert names == {"", "region=other", *(f"region=r{i}" for i in range(20))}

@@ -7,7 +7,7 @@ its offsets, or nothing. When it fails, the whole object is dropped and loaded a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -38,7 +38,7 @@ from trimtab.store.label_runs import (
     write_run,
 )
 from trimtab.store.ledger import Advance, Claim, ClassKey
-from trimtab.store.models import active_cuts
+from trimtab.store.models import active_cuts, contract_at
 from trimtab.store.panes import PaneKey, PaneRow
 from trimtab.store.watermarks import WatermarkRow
 from trimtab.windows.ids import HashSet
@@ -141,6 +141,8 @@ class OwnedPartition:
         self.open: dict[PaneKey, PaneRow] = {}
         self.revisions: dict[str, int] = {}
         self.held: set[str] = set()
+        self.unread_held: set[str] = set()
+        """Of these the segments of what is held are not known here yet."""
         self.versions: set[tuple[str, str]] = set()
         self.sampler = Sampler(claim.partition_id)
         self.has_losses = True  # unknown until the first flush has looked
@@ -156,6 +158,7 @@ class OwnedPartition:
                 self.open[row.key] = row
             self.revisions = flushes.activations(connection, pid)
             self.held = flushes.held_models(connection, pid)
+            self.unread_held = set(self.held)
             for model, state in self.models.items():
                 if model in views:  # without a contract its rows are ignored
                     state.watermark_ms = watermark_of(views[model].rules, state.newest_ms)
@@ -361,7 +364,7 @@ class OwnedPartition:
             return
         kept = rows if fresh.all() else rows.take(fresh)
         starts = times.panes_ms[fresh]
-        grouping = group_rows(view, kept, state.segments)
+        grouping = group_rows(view, kept, self._segments_of(view))
         self._see_versions(flush, model, kept)
         self._append_predictions(flush, view, kept, starts, grouping)
         self.sampler.offer(view, kept)
@@ -493,20 +496,37 @@ class OwnedPartition:
     def _release(self, flush: Flush, view: ModelView, cuts: ModelCuts) -> None:
         """Count the rows that were held until the model had cuts."""
         model = view.model
-        with self.store.read() as connection:
-            bodies = flushes.held_bodies(connection, model, self.claim.partition_id)
-        flush.released.add(model)
-        if not bodies:
-            return
         state = self.models.setdefault(model, ModelState())
-        for body in bodies:
-            # The contract may have changed since.
-            rows = Rows.from_bytes(body).under(view)
-            starts = classify(view.rules, NEVER_MS, rows.times_ms, rows.record_ms).panes_ms
+        flush.released.add(model)
+        self.unread_held.discard(model)
+        # Panes and segments are those under which their predictions wait for labels; features are those in force.
+        for then, rows in self._held_rows(view):
             flush.classes[ClassKey("row", model, "held")] -= rows.size
             flush.classes[ClassKey("row", model, "counted")] += rows.size
             flush.touched_models.add(model)
-            self._count(flush, view, cuts, rows, starts, group_rows(view, rows, state.segments))
+            starts = pane_starts(rows.times_ms, then.rules.pane_ms)
+            grouping = group_rows(then, rows, state.segments)
+            self._count(flush, view, cuts, rows.under(view), starts, grouping)
+
+    def _held_rows(self, view: ModelView) -> Iterator[tuple[ModelView, Rows]]:
+        """What is held of a model here, in order, each with the contract that it was read under."""
+        with self.store.read() as connection:
+            held = flushes.held_with_contracts(connection, view.model, self.claim.partition_id)
+        views = {view.revision: view}
+        for revision, body in held:
+            if revision not in views:
+                contract = contract_at(self.store, view.model, revision).contract
+                views[revision] = ModelView(revision, contract)
+            yield views[revision], Rows.from_bytes(body)
+
+    def _segments_of(self, view: ModelView) -> Segments:
+        """The segments met so far, those of rows that are held among them, which no pane tells of yet."""
+        state = self.models[view.model]
+        if view.model in self.unread_held:
+            self.unread_held.discard(view.model)
+            for then, rows in self._held_rows(view):
+                group_rows(then, rows, state.segments)
+        return state.segments
 
     # --- runs and resources -----------------------------------------------------------------------
 

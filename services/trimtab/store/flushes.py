@@ -164,6 +164,28 @@ def held_bodies(connection: Connection, model: str, partition_id: int | None = N
     )
 
 
+def held_with_contracts(
+    connection: Connection, model: str, partition_id: int
+) -> list[tuple[int, bytes]]:
+    """Return what a partition holds for a model, in order, each with the contract revision it was read under."""
+    c = contract_activations.c
+    revision = (
+        select(func.max(c.revision))
+        .where(
+            c.partition_id == held_rows.c.partition_id,
+            c.model == held_rows.c.model,
+            c.from_offset <= held_rows.c.first_offset,
+        )
+        .scalar_subquery()
+    )
+    found = connection.execute(
+        select(revision, held_rows.c.body)
+        .where(held_rows.c.model == model, held_rows.c.partition_id == partition_id)
+        .order_by(held_rows.c.first_offset)
+    )
+    return [(int(number), body) for number, body in found]
+
+
 def drop_held(connection: Connection, model: str, partition_id: int) -> None:
     """Forget what is held in a partition, in the transaction that counts it."""
     connection.execute(
