@@ -38,12 +38,15 @@ class StoreBaselines:
         model: str,
         from_ms: int,
         to_ms: int,
+        version: str,
         source: str,
         now_ms: int,
         fence: Callable[[Connection], object],
     ) -> int:
         """See `context.Baselines`."""
-        return baselines.rebase(self._store, model, from_ms, to_ms, source, now_ms, fence=fence)
+        return baselines.rebase(
+            self._store, model, from_ms, to_ms, source, now_ms, version=version, fence=fence
+        )
 
     def active(self, model: str) -> int | None:
         """See `context.Baselines`."""

@@ -46,11 +46,14 @@ class Baselines(Protocol):
         model: str,
         from_ms: int,
         to_ms: int,
+        version: str,
         source: str,
         now_ms: int,
         fence: Callable[[Connection], object],
     ) -> int:
-        """Make the stored windows in [from_ms, to_ms) the baseline; one per `source`, its id.
+        """Make the stored windows in [from_ms, to_ms) the baseline, with the answers of `version` alone.
+
+        One per `source`; returns its id.
 
         `fence` is called in the transaction that writes and raises where the baseline is no longer
         wanted. Raises TrimtabError while too few windows are there.

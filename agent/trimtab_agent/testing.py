@@ -161,12 +161,13 @@ class ScriptedBaselines:
         model: str,
         from_ms: int,
         to_ms: int,
+        version: str,
         source: str,
         now_ms: int,
         fence: Callable[[Connection], object],
     ) -> int:
         """See `context.Baselines`; the file is written at once, so there is no transaction to fence."""
-        del fence
+        del fence, version
         sources = self._file.read()["sources"]
         if source in sources:
             return int(sources.index(source)) + 1

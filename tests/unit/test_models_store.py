@@ -9,8 +9,10 @@ from sqlalchemy import func, select
 from trimtab.contracts.model import Alarms, Contract, Feature, Prediction, Windows
 from trimtab.errors import ConflictError, NotFoundError, TrimtabError
 from trimtab.records import AlertState
+from trimtab.stats.aggregate import describe_feature
 from trimtab.store import alerts, baselines, models
 from trimtab.store.engine import open_store
+from trimtab.store.models import active_cuts
 from trimtab.store.reference_file import ReferenceFileError
 from trimtab.store.tables import baselines as baseline_table
 from trimtab.store.tables import cuts as cuts_table
@@ -158,6 +160,22 @@ def test_a_wrong_reference_file_names_the_line_and_stores_nothing(store, tmp_pat
     with store.read() as connection:
         for table in (cuts_table, baseline_table):
             assert connection.scalar(select(func.count()).select_from(table)) == 0
+
+
+def test_a_promotion_s_baseline_has_the_answers_of_the_promoted_version_alone(store):
+    writer = SeriesWriter(store, CONTRACT, 1)
+    columns = {"x": [float(i) for i in range(20)], "c": ["web", "app"] * 10}
+    writer.fit_cuts(columns, ["yes", "no"])
+    for number in range(15):
+        writer.rows(number * 2_000, columns, prediction=["no"] * 20)
+        if number > 7:
+            writer.rows(number * 2_000, columns, prediction=["yes"] * 20, version="2")
+    baselines.rebase(store, "m", 0, 30_000, "promotion:r1", 5, version="2")
+    state = baselines.active_baseline(store, "m").state
+    cuts = active_cuts(store, "m")
+    answers = describe_feature(cuts.output["prediction"], state.outputs["prediction"])
+    assert (answers.rows, answers.shares) == (140, {"yes": 1.0})
+    assert state.features["x"].rows == 15 * 20 + 140
 
 
 def test_a_re_base_takes_stored_windows_once_per_cause_and_can_be_taken_back(store):

@@ -439,7 +439,13 @@ def _rebase(ctx: Context, rollout: Rollout) -> tuple[Rollout, bool]:
     def move() -> int | str:
         try:
             return ctx.deps.baselines.rebase(
-                ctx.model, onset_ms, ctx.now_ms, cause, ctx.now_ms, still_watching
+                ctx.model,
+                onset_ms,
+                ctx.now_ms,
+                rollout.challenger_version,
+                cause,
+                ctx.now_ms,
+                still_watching,
             )
         except TrimtabError as error:
             return str(error)

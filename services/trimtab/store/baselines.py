@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from trimtab.contracts.model import Contract
@@ -294,18 +295,20 @@ def rebase(
     source: str,
     now_ms: int,
     *,
+    version: str | None = None,
     least_windows: int = LEAST_WINDOWS,
     fence: Callable[[Connection], object] = lambda _connection: None,
 ) -> int:
     """Make a baseline of the stored windows in [from_ms, to_ms) under the active cuts; return its id.
 
     A source that names its cause, such as "promotion:ROLLOUT", gives one baseline however often it is
-    asked for. `fence` is called first in the transaction that writes, and raises where the cause no
-    longer holds. Raises TrimtabError when fewer than `least_windows` windows hold rows.
+    asked for. With `version` the answers are those of that version alone: features are the same whoever is asked,
+    but what an old champion answered is no measure of the new one. `fence` is called first in the transaction
+    that writes, and raises where the cause no longer holds. Raises TrimtabError when fewer than `least_windows` windows hold rows.
     """
     with store.read() as connection:  # states are read without holding the writers up
         contract = _contract(connection, model)
-        windows = _stored_windows(connection, model, contract, from_ms, to_ms)
+        windows = _stored_windows(connection, model, contract, from_ms, to_ms, version)
     with store.write() as connection:
         fence(connection)
         if ":" in source:
@@ -329,7 +332,12 @@ def rebase(
 
 
 def _stored_windows(
-    connection: Connection, model: str, contract: Contract, from_ms: int, to_ms: int
+    connection: Connection,
+    model: str,
+    contract: Contract,
+    from_ms: int,
+    to_ms: int,
+    version: str | None,
 ) -> list[tuple[int, PaneState]]:
     from trimtab.store.window_state import window_state
 
@@ -346,6 +354,9 @@ def _stored_windows(
         if found.coarser is not None or found.other_cuts_rows:  # what is left is not the window
             continue
         if usable(state, contract.windows.min_rows):
+            if version is not None:
+                answered = found.by_version.get(version)
+                state = replace(state, outputs={} if answered is None else answered.outputs)
             windows.append((start_ms, state))
     return windows
 
