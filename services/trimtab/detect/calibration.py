@@ -1,0 +1,376 @@
+"""What variation is usual: the detector's parameters, fitted on the reference windows of a baseline.
+
+Per contrast: a seasonal profile, how much windows vary beyond sampling, how they depend on the window before,
+and the least change that so short a reference can tell from chance. Each step errs towards fewer alarms.
+
+Notation
+    m        reference windows; t one of them, k a contrast
+    x, n     contrasts and rows of a window (`contrasts.Measured`)
+    mu[s]    mean of x in seasonal slot s, shrunk to the mean of all (empirical Bayes); r = x - mu(slot of t)
+    tau2     variance of r beyond sampling: E[r²] = tau2 + 1/n
+    rho      lag-1 autocorrelation of z = r / sqrt(tau2 + 1/n); E[t] = z[t] - rho z[t-1], vr = var(E) / var(z)
+    f        how much longer-run variance exceeds that of independent E
+    c        1 + 2 sqrt(2 / m_eff), for tau2 is an estimate, m_eff = m (1 - rho²) / (1 + rho²)
+    s        vr f c: the variance of an innovation is v(n) s
+    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu)
+Sources: statistics B2; whitening under autocorrelation: Johnson & Bagshaw 1974.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
+
+from trimtab.detect.contrasts import Measured
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+Season = Literal["none", "hour", "hour and weekend", "hour of week", "weekday"]
+SLOTS: dict[Season, int] = {
+    "none": 1,
+    "hour": 24,
+    "hour and weekend": 48,
+    "hour of week": 168,
+    "weekday": 7,
+}
+DAY_MS = 86_400_000
+CYCLE_MS: dict[Season, int] = {
+    "hour": DAY_MS,
+    "hour and weekend": 7 * DAY_MS,
+    "hour of week": 7 * DAY_MS,
+    "weekday": 7 * DAY_MS,
+}
+LEAST_CYCLES = 2
+"""A season is a candidate when the reference has at least so many of its cycles."""
+BLOCKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+LEAST_BLOCKS = 12
+MOST_RHO = 0.95
+LAMBDAS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
+"""Sizes of change that are looked for, in standard deviations of a window."""
+FLOOR_ERRORS = 3.0
+INHERITED_FLOOR_ERRORS = 4.0
+REFUSED_WINDOWS, DOUBTFUL_WINDOWS, FULL_WINDOWS = 48, 96, 168
+"""Fewer windows than the first give no detector; fewer than the second warn; from the third on all is well."""
+LEAST_REBASE_WINDOWS = 12
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """The fitted parameters of a model's contrasts and rates. Arrays are of shape (K,) where nothing is said."""
+
+    season: Season
+    time_zone: str
+    windows: int
+    """Reference windows, m."""
+    mu: Floats
+    """Shape (slots, K)."""
+    tau2: Floats
+    mean_rows: Floats
+    rho: Floats
+    innovation: Floats
+    """s, the inflation of an innovation's variance: vr f c, times the certificate's multiplier."""
+    marginal: Floats
+    """The same of a residual whose predecessor is not known: f c."""
+    floor: Floats
+    gap: Floats
+    """The changes looked for, beyond the floor: lambda sqrt((tau2 + 1 / mean rows) s), shape (K, 5)."""
+    rate: Floats
+    """Share of each rate's rows in the reference, shape (R,)."""
+    dispersion: Floats
+    """Pearson dispersion of the rates over windows, at least 1, shape (R,)."""
+    least_rows: int
+    """Rows that a contrast needs in a window to be read."""
+
+    def slot(self, start_ms: int) -> int:
+        """The seasonal slot of a window."""
+        return int(slots_of(self.season, [start_ms], self.time_zone)[0])
+
+    def variance(self, n: Floats) -> Floats:
+        """Variance of a residual over n rows, before inflation, shape of n.
+
+        Below the reference's mean it grows as 1/n whole: then it covers both variation between windows and
+        rows that come in clusters.
+        """
+        usual = self.tau2 + 1 / self.mean_rows
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(n >= self.mean_rows, self.tau2 + 1 / n, usual * self.mean_rows / n)
+
+    def inflated(self, factor: float) -> "Calibration":
+        """All variances of innovations times `factor`."""
+        return replace(
+            self,
+            innovation=self.innovation * factor,
+            marginal=self.marginal * factor,
+            gap=self.gap * np.sqrt(factor),
+        )
+
+
+def slots_of(season: Season, starts_ms: Sequence[int], time_zone: str) -> Ints:
+    """Return the seasonal slot of each window start, by the clock of `time_zone`."""
+    if season == "none":
+        return np.zeros(len(starts_ms), dtype=np.int64)
+    zone = ZoneInfo(time_zone)
+    times = [datetime.fromtimestamp(ms / 1000, UTC).astimezone(zone) for ms in starts_ms]
+    match season:
+        case "hour":
+            slots = [t.hour for t in times]
+        case "hour and weekend":
+            slots = [t.hour + 24 * (t.weekday() >= 5) for t in times]
+        case "hour of week":
+            slots = [t.hour + 24 * t.weekday() for t in times]
+        case "weekday":
+            slots = [t.weekday() for t in times]
+    return np.array(slots, dtype=np.int64)
+
+
+class _Reference(Struct, frozen=True):
+    """Reference windows as arrays: x and n of shape (m, K), whether each may be read, who follows whom."""
+
+    x: Floats
+    n: Floats
+    valid: Bools
+    follows: Bools
+    """Shape (m - 1,): window t + 1 begins where t ends."""
+    starts_ms: Sequence[int]
+    days: Ints
+
+
+def fit(
+    windows: Sequence[Measured],
+    starts_ms: Sequence[int],
+    length_ms: int,
+    *,
+    delta: float,
+    time_zone: str = "UTC",
+    least_rows: int = 1,
+    season: Season | None = None,
+) -> Calibration:
+    """Fit the parameters on reference windows, oldest first; the season is chosen unless it is given.
+
+    Raises ValueError for fewer than two windows.
+    """
+    if len(windows) < 2:
+        raise ValueError(f"{len(windows)} reference windows; a detector needs {REFUSED_WINDOWS}.")
+    x = np.stack([w.x for w in windows])
+    n = np.stack([w.n for w in windows])
+    starts = np.asarray(starts_ms, dtype=np.int64)
+    reference = _Reference(
+        x,
+        n,
+        n >= least_rows,
+        np.diff(starts) == length_ms,
+        list(starts_ms),
+        slots_days(starts_ms, time_zone),
+    )
+    if season is None:
+        season = choose_season(reference, length_ms, time_zone)
+    slots = slots_of(season, starts_ms, time_zone)
+    rates = _fit_rates(np.stack([w.hits for w in windows]), np.stack([w.rows for w in windows]))
+    return _fit_contrasts(
+        reference, slots, season, time_zone, delta, FLOOR_ERRORS, least_rows, rates
+    )
+
+
+def slots_days(starts_ms: Sequence[int], time_zone: str) -> Ints:
+    """Return the number of each start's calendar day in `time_zone`."""
+    zone = ZoneInfo(time_zone)
+    return np.array(
+        [datetime.fromtimestamp(ms / 1000, UTC).astimezone(zone).toordinal() for ms in starts_ms],
+        dtype=np.int64,
+    )
+
+
+def _mean(values: Floats, where: Bools) -> Floats:
+    """Mean over windows, of the valid ones; 0 where there are none."""
+    return np.where(where, values, 0).sum(0) / np.maximum(where.sum(0), 1)
+
+
+def _inverse(n: Floats) -> Floats:
+    return 1 / np.maximum(n, 1)
+
+
+def _fit_contrasts(
+    reference: _Reference,
+    slots: Ints,
+    season: Season,
+    time_zone: str,
+    delta: float,
+    floor_errors: float,
+    least_rows: int,
+    rates: tuple[Floats, Floats],
+) -> Calibration:
+    x, n, valid = reference.x, reference.n, reference.valid
+    m = np.maximum(valid.sum(0), 1).astype(np.float64)
+    count = SLOTS[season]
+    mu = seasonal_means(x, n, valid, slots, count)
+    r = np.where(valid, x - mu[slots], 0)
+    used = min(count, len(np.unique(slots)))
+    tau2 = np.maximum(0, _mean(r**2 * (m / np.maximum(m - used, 1)) - _inverse(n), valid))
+    z = r / np.sqrt(tau2 + _inverse(n))
+    z0 = _mean(z**2, valid) + 1e-12
+    pairs = valid[1:] & valid[:-1] & reference.follows[:, None]
+    rho = np.clip(_mean(z[1:] * z[:-1], pairs) / z0, 0, MOST_RHO)
+    rho = np.where(rho > 2 / np.sqrt(m), rho, 0)
+    e = np.where(pairs, z[1:] - rho * z[:-1], 0)
+    e0 = _mean(e**2, pairs) + 1e-12
+    f = long_run(e, e0)
+    vr = np.clip(e0 / z0, 0.05, 1.2)
+    m_eff = np.maximum(m * (1 - rho**2) / (1 + rho**2), 4)
+    c = 1 + 2 * np.sqrt(2 / m_eff)
+    mean_rows = np.maximum(_mean(n, valid), 1)
+    window_variance = tau2 + 1 / mean_rows
+    se = np.sqrt(f * vr / (1 - rho) ** 2 * window_variance / m)
+    innovation = vr * f * c
+    return Calibration(
+        season=season,
+        time_zone=time_zone,
+        windows=x.shape[0],
+        mu=mu,
+        tau2=tau2,
+        mean_rows=mean_rows,
+        rho=rho,
+        innovation=innovation,
+        marginal=f * c,
+        floor=np.maximum(delta, floor_errors * se),
+        gap=LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
+        rate=rates[0],
+        dispersion=rates[1],
+        least_rows=least_rows,
+    )
+
+
+def seasonal_means(x: Floats, n: Floats, valid: Bools, slots: Ints, count: int) -> Floats:
+    """Return the mean of each slot, shape (count, K), shrunk to the mean of all by how much slots differ.
+
+    A slot without windows has the mean of all.
+    """
+    weight = np.where(valid, n, 0.0)
+    total = np.maximum(weight.sum(0), 1)
+    overall = (weight * x).sum(0) / total
+    if count == 1:
+        return overall[None, :]
+    mean_rows = np.maximum(_mean(n, valid), 1)
+    means, rows = np.tile(overall, (count, 1)), np.zeros((count, x.shape[1]))
+    spread = np.zeros(x.shape[1])
+    present = np.unique(slots)
+    for slot in present:
+        inside = slots == slot
+        rows[slot] = weight[inside].sum(0)
+        filled = rows[slot] > 0
+        mean = (weight[inside] * x[inside]).sum(0) / np.maximum(rows[slot], 1)
+        means[slot] = np.where(filled, mean, overall)
+        spread += ((x[inside] - means[slot]) ** 2 * (weight[inside] / mean_rows)).sum(0)
+    degrees = np.maximum(valid.sum(0) - present.size, 1)
+    noise = spread / degrees * (mean_rows / np.maximum(rows, 1))
+    noise[rows == 0] = 0
+    between = np.maximum(0, ((means - overall) ** 2 - noise)[present].mean(0))
+    shrunk = overall + (means - overall) * between / np.maximum(between + noise, 1e-12)
+    return np.where(rows > 0, shrunk, overall)
+
+
+def long_run(e: Floats, e0: Floats) -> Floats:
+    """Return f: L var(mean of L innovations) / var(one), the largest over block lengths L that is no chance.
+
+    `e` has shape (m - 1, K). Block means, as Johnson & Bagshaw do for CUSUM; at least 12 blocks.
+    """
+    f = np.ones_like(e0)
+    m = e.shape[0] + 1
+    for length in BLOCKS:
+        if m // length < LEAST_BLOCKS:
+            break
+        blocks = (m - 1) // length
+        means = e[: blocks * length].reshape(blocks, length, -1).mean(1)
+        ratio = length * (means**2).mean(0) / e0
+        f = np.maximum(f, np.where(ratio > 1 + 2 * np.sqrt(2 / blocks), ratio, 1))
+    return f
+
+
+def choose_season(reference: _Reference, length_ms: int, time_zone: str) -> Season:
+    """Return the season that predicts the windows of a day best from those of the other days.
+
+    The loss is the mean squared residual of all contrasts, each by its variance without a season.
+    """
+    span_ms = reference.starts_ms[-1] + length_ms - reference.starts_ms[0]
+    wanted: tuple[Season, ...] = (
+        ("hour", "hour and weekend", "hour of week") if length_ms < DAY_MS else ("weekday",)
+    )
+    candidates = [s for s in wanted if span_ms >= LEAST_CYCLES * CYCLE_MS[s]]
+    best: Season = "none"
+    least = _loss(reference, np.zeros(len(reference.starts_ms), dtype=np.int64), 1)
+    for season in candidates:
+        slots = slots_of(season, reference.starts_ms, time_zone)
+        loss = _loss(reference, slots, SLOTS[season])
+        if loss < least:
+            best, least = season, loss
+    return best
+
+
+def _loss(reference: _Reference, slots: Ints, count: int) -> float:
+    x, n, valid = reference.x, reference.n, reference.valid
+    overall = seasonal_means(x, n, valid, np.zeros_like(slots), 1)[0]
+    scale = _mean((x - overall) ** 2, valid) + 1e-12
+    lost = np.zeros(x.shape[1])
+    for day in np.unique(reference.days):
+        left_out = reference.days == day
+        kept = ~left_out
+        if not kept.any():
+            return float("inf")
+        mu = seasonal_means(x[kept], n[kept], valid[kept], slots[kept], count)
+        error = (x[left_out] - mu[slots[left_out]]) ** 2
+        lost += np.where(valid[left_out], error, 0).sum(0)
+    return float((lost / scale).sum())
+
+
+def _fit_rates(hits: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """Return the reference's rates and their Pearson dispersion, shape (R,) each; hits and rows are (m, R)."""
+    share = hits.sum(0) / np.maximum(rows.sum(0), 1)
+    expected = rows * share
+    variance = rows * share * (1 - share)
+    seen = variance > 0
+    ratio = np.where(seen, (hits - expected) ** 2 / np.where(seen, variance, 1), 0)
+    windows = np.maximum(seen.sum(0), 1)
+    dispersion = ratio.sum(0) / windows * (1 + 2 * np.sqrt(2 / windows))
+    return share, np.maximum(1.0, dispersion)
+
+
+def rebased(
+    old: Calibration,
+    windows: Sequence[Measured],
+    starts_ms: Sequence[int],
+    *,
+    delta: float,
+) -> Calibration:
+    """Return a calibration with the location of a few new windows, and variance and season of the old one.
+
+    The profile keeps its shape and moves by the mean residual of the new windows (statistics B2b); the floor
+    is at least 4 standard errors of that. Raises ValueError below 12 windows.
+    """
+    m = len(windows)
+    if m < LEAST_REBASE_WINDOWS:
+        raise ValueError(f"{m} windows; a new baseline needs {LEAST_REBASE_WINDOWS}.")
+    x, n = np.stack([w.x for w in windows]), np.stack([w.n for w in windows])
+    valid = n >= old.least_rows
+    slots = slots_of(old.season, starts_ms, old.time_zone)
+    weight = np.where(valid, n, 0.0)
+    shift = (weight * (x - old.mu[slots])).sum(0) / np.maximum(weight.sum(0), 1)
+    window_variance = old.tau2 + 1 / old.mean_rows
+    se = np.sqrt(
+        old.innovation / (1 - old.rho) ** 2 * window_variance / np.maximum(valid.sum(0), 1)
+    )
+    share, dispersion = _fit_rates(
+        np.stack([w.hits for w in windows]), np.stack([w.rows for w in windows])
+    )
+    return replace(
+        old,
+        windows=m,
+        mu=old.mu + shift,
+        floor=np.maximum(delta, INHERITED_FLOOR_ERRORS * se),
+        rate=share,
+        dispersion=np.maximum(old.dispersion, dispersion),
+    )
