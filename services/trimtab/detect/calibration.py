@@ -188,11 +188,13 @@ def slots_days(starts_ms: Sequence[int], time_zone: str) -> Ints:
 
 def _mean(values: Floats, where: Bools) -> Floats:
     """Mean over windows, of the valid ones; 0 where there are none."""
-    return np.where(where, values, 0).sum(0) / np.maximum(where.sum(0), 1)
+    mean: Floats = np.where(where, values, 0).sum(0) / np.maximum(where.sum(0), 1)
+    return mean
 
 
 def _inverse(n: Floats) -> Floats:
-    return 1 / np.maximum(n, 1)
+    inverse: Floats = 1 / np.maximum(n, 1)
+    return inverse
 
 
 def _fit_contrasts(
@@ -252,9 +254,9 @@ def seasonal_means(x: Floats, n: Floats, valid: Bools, slots: Ints, count: int) 
     """
     weight = np.where(valid, n, 0.0)
     total = np.maximum(weight.sum(0), 1)
-    overall = (weight * x).sum(0) / total
+    overall: Floats = (weight * x).sum(0) / total
     if count == 1:
-        return overall[None, :]
+        return overall.reshape(1, -1)
     mean_rows = np.maximum(_mean(n, valid), 1)
     means, rows = np.tile(overall, (count, 1)), np.zeros((count, x.shape[1]))
     spread = np.zeros(x.shape[1])
@@ -279,7 +281,7 @@ def long_run(e: Floats, e0: Floats) -> Floats:
 
     `e` has shape (m - 1, K). Block means, as Johnson & Bagshaw do for CUSUM; at least 12 blocks.
     """
-    f = np.ones_like(e0)
+    f: Floats = np.ones_like(e0)
     m = e.shape[0] + 1
     for length in BLOCKS:
         if m // length < LEAST_BLOCKS:

@@ -15,6 +15,7 @@ standardised indicators of the octiles (local spikes, default values). A categor
 indicator of each category with p > .001, and one of the others together.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """How many contrasts."""
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
 
 class Measured(Struct, frozen=True):
@@ -228,7 +229,7 @@ def category_contrasts(
     common = p > LEAST_SHARE
     columns = [
         (f"category {categories[b]}", _indicator(p, np.arange(p.size) == b))
-        for b in np.flatnonzero(common)
+        for b in np.flatnonzero(common).tolist()
     ]
     if np.count_nonzero(~common):
         rest = _indicator(p, ~common) if p[~common].sum() > LEAST_SHARE else None
@@ -253,7 +254,7 @@ def _polynomials(p: Floats, at: Floats, degree: int) -> Floats:
 
 def _indicator(p: Floats, inside: npt.NDArray[np.bool_]) -> Floats | None:
     """The standardised indicator of some bins; None where it is constant under p."""
-    share = p[inside].sum()
+    share = float(p[inside].sum())
     if not 0 < share < 1:
         return None
-    return (inside - share) / np.sqrt(share * (1 - share))
+    return np.asarray((inside - share) / math.sqrt(share * (1 - share)), dtype=np.float64)

@@ -126,7 +126,7 @@ def log_ratios(
     """Return l of every contrast, sign and gap for innovations e, shape (..., K): shape (..., K, 2, 5)."""
     gap = calibration.gap[:, None, :]
     signed = e[..., None, None] * SIGNS[:, None]
-    log = gap * (signed - d[..., None, None] - gap / 2) / variance[..., None, None]
+    log: Floats = gap * (signed - d[..., None, None] - gap / 2) / variance[..., None, None]
     return np.minimum(log, most)
 
 
@@ -135,8 +135,9 @@ def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Flo
     p0 = np.minimum(calibration.rate + RATE_ALLOWANCE, 1 - 1e-9)[:, None]
     q = p0 + RATE_STEPS * (1 - p0)
     hit, miss = hits[:, None], (rows - hits)[:, None]
-    log = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
-    return log / calibration.dispersion[:, None]
+    log: Floats = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
+    tempered: Floats = log / calibration.dispersion[:, None]
+    return tempered
 
 
 class Moved(Struct, frozen=True, kw_only=True):
@@ -189,6 +190,7 @@ class Detector:
         self.calibration = calibration
         self.windows_per_alarm = windows_per_alarm
         self.length_ms = length_ms
+        self.min_windows = min_windows
         self.weights, self.rate_weights = contrasts.weights()
         self.cap = cap(self.weights, windows_per_alarm, min_windows)
         self.names = [source.name for source in contrasts.sources]
