@@ -30,6 +30,7 @@ from trimtab.api.report_routes import reporting
 from trimtab.api.reports import Reports
 from trimtab.api.routes import reading
 from trimtab.errors import TrimtabError
+from trimtab.ports import check_port
 from trimtab.settings import Settings
 from trimtab.store import migrate
 from trimtab.store.engine import Store, open_store
@@ -116,7 +117,11 @@ def _openapi() -> OpenAPIConfig:
 def run_api(
     settings: Settings, stop: threading.Event, ready: Callable[..., None] | None = None
 ) -> None:
-    """Serve until `stop` is set. `ready` is called with the address once it answers."""
+    """Serve until `stop` is set. `ready` is called with the address once it answers.
+
+    Raises TrimtabError at once when the port is taken.
+    """
+    check_port("api", settings.api.host, settings.api.port)
     store = open_store(settings.store.url)
     migrate.upgrade(store)
     config = uvicorn.Config(
