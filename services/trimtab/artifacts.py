@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from trimtab.contracts.model import Contract
 from trimtab.errors import TrimtabError
 
 FORMAT = "trimtab.artifact.v1"
@@ -234,6 +235,53 @@ def verify_artifact(
                 "restore the artifact from where it was built"
             )
     return manifest
+
+
+def misfits(signature: Signature, contract: Contract) -> list[str]:
+    """Say where a signature does not fit a contract; nothing when it does.
+
+    What the contract leaves open (no features, no classes) fits everything. A model may know fewer
+    classes than the contract, but none beyond it.
+    """
+    found = []
+    if signature.task != contract.task:
+        found.append(f"it is a {signature.task} model, and the contract's task is {contract.task}")
+    if contract.features:
+        found += _feature_misfits(signature.features, contract)
+    classes = contract.prediction.classes
+    beyond = [name for name in signature.classes if classes and name not in classes]
+    if beyond:
+        found.append(f"it answers {_named(beyond)}, which is not among the contract's classes")
+    positive = contract.prediction.positive
+    if positive is not None and signature.classes and positive not in signature.classes:
+        found.append(f"it never answers {positive}, the contract's positive class")
+    return found
+
+
+def _feature_misfits(specs: tuple[FeatureSpec, ...], contract: Contract) -> list[str]:
+    found = []
+    kinds = {spec.name: spec.kind for spec in specs}
+    unknown = [name for name in kinds if name not in contract.features]
+    if unknown:
+        found.append(f"it takes {_named(unknown)}, which the contract does not declare")
+    missing = [
+        name for name, feature in contract.features.items() if feature.input and name not in kinds
+    ]
+    if missing:
+        found.append(
+            f"it does not take {_named(missing)}, which the contract gives to the model "
+            "(input = false says that a feature is only watched)"
+        )
+    for name, kind in kinds.items():
+        declared = contract.features.get(name)
+        if declared is not None and declared.kind != kind:
+            found.append(f"it takes {name} as a {kind}, and the contract's is a {declared.kind}")
+    return found
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def artifact_bytes(manifest: Manifest) -> int:

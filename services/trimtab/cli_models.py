@@ -249,15 +249,24 @@ def model_champion(
     as_json: Json = False,
 ) -> None:
     """Make an artifact the model's champion: what serves, and what a challenger must beat."""
-    from trimtab.artifacts import artifact_digest, verify_artifact
+    from trimtab.artifacts import artifact_digest, misfits, verify_artifact
     from trimtab.store.agent import set_champion
+    from trimtab.store.models import contract_history
 
     if not artifact.is_dir():
         raise NotFoundError(f"{artifact} is not a folder. Name the folder of the artifact.")
     sha256 = artifact_digest(artifact)
-    verify_artifact(artifact, sha256)
+    manifest = verify_artifact(artifact, sha256)
     with store_of(context) as store:
         overview.model_status(store, model)
+        for row in contract_history(store, model)[-1:]:
+            found = misfits(manifest.signature, row.contract)
+            if found:
+                raise TrimtabError(
+                    f"The artifact in {artifact} does not fit the contract of {model}: "
+                    f"{'; '.join(found)}. Name the folder of {model}'s own artifact, or apply a "
+                    "contract that fits it."
+                )
         traffic = set_champion(
             store, model, version, artifact.resolve().as_uri(), sha256, me(), now_ms()
         )

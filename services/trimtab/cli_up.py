@@ -9,7 +9,7 @@ import typer
 
 from trimtab.cli_context import loaded
 from trimtab.cli_output import console
-from trimtab.up import PROCESSES, Stack, create_topics
+from trimtab.up import PROCESSES, Stack, check_ports, create_topics
 
 _CHECK_S = 0.5
 
@@ -32,14 +32,17 @@ def up(
         raise typer.BadParameter(
             f"{', '.join(sorted(unknown))}: name one of {', '.join(PROCESSES)}."
         )
+    names = [name for name in PROCESSES if name not in left_out]
+    found = loaded(context)
+    check_ports(found.settings, names)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Stack(loaded(context)) as stack:
+    with Stack(found) as stack:
         if not stack.embedded:
             for topic in create_topics(stack.settings.kafka):
                 console.print(f"created topic {topic}", markup=False)
-        stack.start([name for name in PROCESSES if name not in left_out])
+        stack.start(names)
         key = stack.key(time.time_ns() // 1_000_000)
         if "api" not in left_out:
             stack.wait_ready("api", f"{stack.dashboard}/healthz")

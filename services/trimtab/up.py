@@ -17,6 +17,7 @@ import msgspec
 
 from trimtab.errors import TrimtabError
 from trimtab.monitor.embedded import API_VERSION, EmbeddedBrokerProcess
+from trimtab.ports import check_port
 from trimtab.processes import Restart, Supervisor, tail, trimtab_command
 from trimtab.records import Role
 from trimtab.settings import KafkaSettings, Loaded, Settings, as_environment
@@ -133,6 +134,13 @@ def _embedded_kafka(kafka: KafkaSettings, broker: EmbeddedBrokerProcess) -> Kafk
 
 def _beyond(options: Mapping[str, object], known: Collection[str]) -> dict[str, object]:
     return {key: value for key, value in options.items() if key not in known}
+
+
+def check_ports(settings: Settings, names: Collection[str] = PROCESSES) -> None:
+    """Raise TrimtabError when one of these processes would find its port taken."""
+    for name, section in (("api", settings.api), ("serve", settings.serve)):
+        if name in names:
+            check_port(name, section.host, section.port)
 
 
 def create_topics(kafka: KafkaSettings) -> list[str]:

@@ -103,3 +103,29 @@ def test_the_page_fits_a_phone(dashboard: tuple[str, str, Store], browser_page: 
     browser_page.goto(f"{address}/models/digits")
     browser_page.wait_for_selector("#charts[data-drawn]")
     assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [1_400, 390])
+def test_the_guardrails_are_whole_at_any_width(
+    dashboard: tuple[str, str, Store], browser_page: Any, width: int
+) -> None:
+    address, secret, _ = dashboard
+    browser_page.set_viewport_size({"width": width, "height": 844})
+    browser_page.goto(f"{address}/login")
+    browser_page.fill("#key", secret)
+    browser_page.click("form.login button")
+    browser_page.goto(f"{address}/models/digits")
+    browser_page.wait_for_selector(".rails")
+    over = browser_page.evaluate(
+        """() => {
+            for (const row of document.querySelectorAll(".rails tbody tr:last-child")) {
+                row.children[0].firstChild.textContent = "1,234,567 ";
+                row.children[1].firstChild.textContent = "1,234,567 ";
+                row.children[2].textContent = "10^-14";
+                row.children[3].textContent = "10^120";
+            }
+            const place = document.querySelector(".rails").parentElement;
+            return place.scrollWidth - place.clientWidth;
+        }"""
+    )
+    assert over <= 0

@@ -7,17 +7,24 @@ from pathlib import Path
 
 import pytest
 from litestar.testing import TestClient
+from sqlalchemy import Connection
 
 from trimtab.api.app import create_app
+from trimtab.api.report_worker import heading, samples
 from trimtab.api.reports import make_report
+from trimtab.contracts.model import Contract, Feature, Reference, Windows
 from trimtab.errors import TrimtabError
+from trimtab.monitor.evaluator import Evaluator
 from trimtab.records import Role
 from trimtab.settings import Settings, load
 from trimtab.store import keys, migrate
+from trimtab.store.baselines import active_baseline, add_baseline
 from trimtab.store.engine import Store, open_store
 from trimtab.store.samples import HOUR_MS, SampleRow, write_sample
 from trimtab.store.tables import partitions
+from trimtab.store.verdicts import latest_verdicts
 from trimtab.testing import example
+from trimtab.testing.series import SeriesWriter
 
 NOW_MS = 1_800_000_000_000
 
@@ -35,11 +42,10 @@ def store(settings: Settings) -> Iterator[Store]:
     opened.close()
 
 
-def sample(store: Store, start_ms: int, rows: int) -> None:
-    """Rows in the window at `start_ms`, and as many an hour before."""
-    chance = random.Random(1)
-    with store.write() as connection:
-        partition = connection.execute(
+def partition_of(connection: Connection) -> int:
+    """A partition to write samples under."""
+    return int(
+        connection.execute(
             partitions.insert()
             .values(
                 consumer="monitor",
@@ -55,6 +61,14 @@ def sample(store: Store, start_ms: int, rows: int) -> None:
             )
             .returning(partitions.c.id)
         ).scalar_one()
+    )
+
+
+def sample(store: Store, start_ms: int, rows: int) -> None:
+    """Rows in the window at `start_ms`, and as many an hour before."""
+    chance = random.Random(1)
+    with store.write() as connection:
+        partition = partition_of(connection)
         for at_ms, shift in ((start_ms - HOUR_MS, 0.0), (start_ms, 0.4)):
             made = [
                 SampleRow(
@@ -75,6 +89,55 @@ def sample(store: Store, start_ms: int, rows: int) -> None:
             write_sample(connection, partition, example.MODEL, at_ms // HOUR_MS * HOUR_MS, made)
 
 
+def test_a_report_compares_with_the_baseline_of_the_verdict(store: Store) -> None:
+    contract = Contract(
+        name="m",
+        task="binary",
+        features={"x": Feature("number")},
+        windows=Windows(length="2s", pane="2s", lateness="1 min", out_of_order="0s", min_rows=20),
+        reference=Reference(windows=3),
+    )
+    begin_ms = NOW_MS // HOUR_MS * HOUR_MS
+    writer = SeriesWriter(store, contract, begin_ms)
+    writer.fit_cuts({"x": [float(value) for value in range(500)]}, ["a", "b"])
+    for number in range(6):
+        rows = [float(value) for value in range(200)]
+        writer.rows(begin_ms + number * 2_000, {"x": rows}, prediction=["a", "b"] * 100)
+    writer.passed(begin_ms + 12_000)
+    evaluator = Evaluator(store, "one")
+    for tick in range(3):
+        evaluator.tick(begin_ms + tick * 5_000 + 60_000)
+    old = active_baseline(store, "m")
+    assert old is not None
+    assert old.from_ms is not None
+    judged = latest_verdicts(store, "m", 1)[0].verdict
+    assert judged.evidence.baseline_id == old.id
+    later_ms = begin_ms + HOUR_MS
+    with store.write() as connection:
+        add_baseline(connection, "m", [(later_ms, old.state)], 2_000, "traffic", {}, later_ms)
+        partition = partition_of(connection)
+        for name, at_ms in (
+            ("old", old.from_ms),
+            ("window", judged.window_start_ms),
+            ("new", later_ms),
+        ):
+            rows_then = [
+                SampleRow(hash=n, id=f"{name}{n}", time_ms=at_ms + n, version="1", prediction="a",
+                          score=None, latency_ms=None, features={"x": 1.0})
+                for n in range(40)
+            ]  # fmt: skip
+            write_sample(connection, partition, "m", at_ms, rows_then)
+
+    assert active_baseline(store, "m") != old
+    compared = samples(store, "m", judged.window_start_ms)
+    assert {row.id[:3] for row in compared.reference} == {"old"}
+    assert {row.id[:3] for row in compared.current} == {"win"}
+    top = heading("m<", compared)
+    assert "m&lt;" in top
+    assert f"№ {old.number} (id {old.id}, from {old.source})" in top
+    assert f"verdict {latest_verdicts(store, 'm', 1)[0].id}" in top
+
+
 @pytest.mark.slow
 def test_a_report_is_asked_for_made_and_opened(store: Store, settings: Settings) -> None:
     start = example.fill(store, NOW_MS, windows=30)
@@ -92,6 +155,9 @@ def test_a_report_is_asked_for_made_and_opened(store: Store, settings: Settings)
         assert state["state"] == "done", state
         page = client.get(state["url"], headers=header)
     assert "contrast" in page.text
+    top = page.text.split("<body>")[1][:1_000]
+    assert "<b>Model</b> digits" in top
+    assert "<b>Baseline</b> none: the verdict was made before the model had one" in top
     assert "sandbox" in page.headers["content-security-policy"]
 
 

@@ -314,3 +314,58 @@ def test_pages_escape_what_others_wrote_and_allow_no_inline_script(
     policy = answer.headers["content-security-policy"]
     assert "script-src 'self'" in policy
     assert "unsafe-inline" not in policy
+
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def test_a_person_gets_an_error_as_a_page_with_a_way_back(
+    client: TestClient[Litestar], store: Store
+) -> None:
+    example.apply_example(store, NOW_MS)
+    header = bearer(store)
+    for path in ("/models/digits/windows/1", "/models/nobody", "/no/such/page"):
+        page = client.get(path, headers=header | HTML)
+        assert page.status_code == 404, path
+        assert page.headers["content-type"].startswith("text/html")
+        assert 'href="/"' in page.text
+    window = client.get("/models/digits/windows/1", headers=header | HTML).text
+    assert "digits has no closed window that starts at 1 ms." in window
+    assert 'href="/models/digits"' in window
+    form = client.post("/models/digits/alerts/none/ack", headers=header | HTML)
+    assert form.status_code == 404
+    assert form.headers["content-type"].startswith("text/html")
+
+
+def test_a_program_gets_an_error_as_a_problem_wherever_it_asks(
+    client: TestClient[Litestar], store: Store
+) -> None:
+    example.apply_example(store, NOW_MS)
+    header = bearer(store)
+    for path, asked in (
+        ("/models/digits/windows/1", header),
+        ("/v1/models/nobody", header),
+        ("/v1/models/nobody", header | HTML),
+    ):
+        answer = client.get(path, headers=asked)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"].startswith("application/problem+json")
+
+
+def test_the_page_of_routes_needs_no_other_site(client: TestClient[Litestar], store: Store) -> None:
+    header = bearer(store)
+    page = client.get("/v1/schema", headers=header | HTML)
+    assert page.status_code == 200
+    assert "/v1/models/{model}" in page.text
+    assert 'href="/v1/schema/openapi.json"' in page.text
+    assert "://" not in page.text
+    assert client.get("/v1/schema/openapi.json", headers=header).json()["openapi"]
+
+
+def test_an_empty_model_s_page_has_no_unit_without_a_figure(
+    client: TestClient[Litestar], store: Store
+) -> None:
+    example.apply_example(store, NOW_MS)
+    page = client.get("/models/digits", headers=bearer(store) | HTML).text
+    assert "no latencies yet" in page
+    assert "– ms" not in page

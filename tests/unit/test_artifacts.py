@@ -15,9 +15,11 @@ from trimtab.artifacts import (
     artifact_bytes,
     artifact_digest,
     make_signature,
+    misfits,
     verify_artifact,
     write_manifest,
 )
+from trimtab.contracts.model import Contract, Feature, Prediction
 
 SIGNATURE = make_signature(
     "binary",
@@ -197,3 +199,60 @@ def test_a_signature_refuses_double_names_and_single_classes():
         make_signature("regression", (FeatureSpec("a"), FeatureSpec("a")), ())
     with pytest.raises(ArtifactError, match="two classes"):
         make_signature("binary", (FeatureSpec("a"),), ("yes",))
+
+
+CONTRACT = Contract(
+    name="credit",
+    task="binary",
+    features={
+        "income": Feature("number"),
+        "channel": Feature("category"),
+        "brightness": Feature("number", input=False),
+    },
+    prediction=Prediction(positive="yes", classes=("no", "yes")),
+)
+
+
+def test_a_signature_that_fits_its_contract_is_not_complained_of():
+    assert misfits(SIGNATURE, CONTRACT) == []
+    open_contract = Contract(name="credit", task="binary")
+    assert misfits(SIGNATURE, open_contract) == []
+    more = msgspec.structs.replace(CONTRACT.prediction, classes=("maybe", "no", "yes"))
+    assert misfits(SIGNATURE, msgspec.structs.replace(CONTRACT, prediction=more)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "multiclass"}, "it is a binary model, and the contract's task is multiclass"),
+        (
+            {"features": {"income": Feature("number")}},
+            "it takes channel, which the contract does not declare",
+        ),
+        (
+            {"features": {**CONTRACT.features, "age": Feature("number")}},
+            "it does not take age, which the contract gives to the model",
+        ),
+        (
+            {"features": {**CONTRACT.features, "income": Feature("category")}},
+            "it takes income as a number, and the contract's is a category",
+        ),
+        (
+            {"prediction": Prediction(classes=("yes", "maybe"))},
+            "it answers no, which is not among the contract's classes",
+        ),
+        (
+            {"prediction": Prediction(positive="default")},
+            "it never answers default, the contract's positive class",
+        ),
+    ],
+)
+def test_a_signature_of_another_model_is_told_apart(changes, said):
+    (found,) = misfits(SIGNATURE, msgspec.structs.replace(CONTRACT, **changes))
+    assert found.startswith(said)
+
+
+def test_long_lists_of_features_are_shortened():
+    pixels = {f"pixel{number}": Feature("number") for number in range(64)}
+    found = misfits(SIGNATURE, msgspec.structs.replace(CONTRACT, features=pixels))
+    assert "pixel0, pixel1, pixel2, pixel3, pixel4 and 59 more" in found[1]

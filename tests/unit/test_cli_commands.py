@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from trimtab import cli_docs, cli_doctor
 from trimtab.alerts.ledger import apply_ledger_alert
+from trimtab.artifacts import FeatureSpec, make_signature, write_manifest
 from trimtab.cli import app, main
 from trimtab.errors import TrimtabError
 from trimtab.settings import load
 from trimtab.store import migrate
+from trimtab.store.agent import current_traffic
 from trimtab.store.engine import open_store
 from trimtab.store.ledger import claim
 from trimtab.store.tables import partitions
@@ -93,6 +95,47 @@ def test_a_rollout_is_paused_by_a_request_that_the_agent_acts_on(filled: Path) -
     assert read("rollout", "pause", "o1")["action"] == "pause"
     asked = read("rollout", "show", "o1")["requests"]
     assert [entry["action"] for entry in asked] == ["pause"]
+
+
+def artifact_of(place: Path, features: tuple[str, ...]) -> Path:
+    folder = place / "artifact"
+    folder.mkdir()
+    (folder / "model").write_bytes(b"weights")
+    write_manifest(
+        folder,
+        recipe="tabular",
+        framework="keras",
+        signature=make_signature(
+            "multiclass", tuple(FeatureSpec(name) for name in features), ("0", "1", "2", "3")
+        ),
+        params={},
+        created_ms=NOW_MS,
+    )
+    return folder
+
+
+def test_an_artifact_of_another_model_does_not_become_champion(place: Path) -> None:
+    store = open_store("sqlite:///.trimtab/trimtab.db")
+    migrate.upgrade(store)
+    example.apply_example(store, NOW_MS)
+    folder = artifact_of(place, ("income", "contrast", "sharpness"))
+    said = "does not fit the contract of digits: it takes income, which .* does not take brightness"
+    with pytest.raises(TrimtabError, match=said):
+        call("model", "champion", "digits", "7", str(folder))
+    assert current_traffic(store, "digits") is None
+    store.close()
+
+
+def test_an_artifact_that_fits_becomes_champion(place: Path) -> None:
+    store = open_store("sqlite:///.trimtab/trimtab.db")
+    migrate.upgrade(store)
+    example.apply_example(store, NOW_MS)
+    folder = artifact_of(place, ("brightness", "contrast", "sharpness"))
+    assert read("model", "champion", "digits", "7", str(folder))["version"] == "7"
+    traffic = current_traffic(store, "digits")
+    assert traffic is not None
+    assert traffic.arms[0].version == "7"
+    store.close()
 
 
 def test_a_silence_has_an_end(filled: Path) -> None:

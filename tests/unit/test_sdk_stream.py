@@ -202,6 +202,67 @@ def test_closing_with_a_dead_broker_ends_in_time_and_counts_what_is_lost() -> No
     assert time.monotonic() - begin_s < 5
 
 
+def warning_of(caplog: pytest.LogCaptureFixture) -> str:
+    (said,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelname == "WARNING" and "were not sent" in record.getMessage()
+    ]
+    return said
+
+
+def test_closing_a_stream_that_never_reached_a_broker_says_so_and_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    blocked = threading.Event()
+
+    def silent() -> Any:  # as the Kafka client of an embedded broker does without api_version
+        blocked.wait(30)
+        raise ConnectionError("no broker")
+
+    stream = InferenceStream(
+        "m", "1", "127.0.0.1:39111", producer_factory=silent, resources_every_s=0
+    )
+    for index in range(3):
+        stream.log({"x": index})
+    stats = stream.close(timeout_s=0.1)
+    blocked.set()
+    assert (stats.sent, stats.dropped_by_reason) == (0, {"closed": 3})
+    said = warning_of(caplog)
+    assert said.startswith("3 of 3 events of m 1 were not sent: 3 closed.")
+    assert "No Kafka broker at 127.0.0.1:39111 has taken anything" in said
+    assert 'api_version="2.1"' in said
+
+
+def test_closing_names_each_reason_for_what_was_not_sent(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = InferenceStream("m", "1", producer_factory=lambda: broker, resources_every_s=0)
+    stream.log({"x": 1})
+    assert stream.flush(10)
+    broker.error = ConnectionError("gone")
+    stream.log({"x": 2})
+    assert stream.flush(10)
+    stream.log({"x": [1, 2]})
+    stream.log({"x": "y" * 2_000_000})
+    stats = stream.close()
+    assert (stats.sent, stats.dropped) == (1, 3)
+    said = warning_of(caplog)
+    assert said.startswith("3 of 4 events of m 1 were not sent: ")
+    for reason in ("1 send_failed", "1 invalid", "1 too_large", "ConnectionError: gone"):
+        assert reason in said
+    assert "No Kafka broker" not in said
+
+
+def test_closing_after_everything_was_sent_warns_of_nothing(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = InferenceStream("m", "1", producer_factory=lambda: broker, resources_every_s=0)
+    stream.log({"x": 1})
+    assert stream.close(timeout_s=30).sent == 1
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_resource_events_tell_what_was_sent_and_dropped(broker: Broker) -> None:
     with InferenceStream(
         "m", "1", producer_factory=lambda: broker, resources_every_s=0.05

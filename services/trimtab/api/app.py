@@ -10,8 +10,10 @@ import uvicorn
 from litestar import Litestar, Request, Response, Router, get
 from litestar.config.response_cache import ResponseCacheConfig
 from litestar.datastructures import State
+from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Redirect
@@ -25,11 +27,12 @@ from trimtab.api.acts import acting
 from trimtab.api.auth import Asked, authorize
 from trimtab.api.metrics import scrape
 from trimtab.api.middleware import careful_headers, entity_tags, time_limit
-from trimtab.api.pages import environment, pages
+from trimtab.api.pages import environment, or_page, pages, wants_page
 from trimtab.api.report_routes import reporting
 from trimtab.api.reports import Reports
 from trimtab.api.routes import reading
 from trimtab.errors import TrimtabError
+from trimtab.ports import check_port
 from trimtab.settings import Settings
 from trimtab.store import migrate
 from trimtab.store.engine import Store, open_store
@@ -63,11 +66,28 @@ def metrics(state: State, request: Asked) -> bytes:
 
 
 def _or_login(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """Send a browser without a login to the login page; tell programs in their language."""
-    wants_page = "text/html" in request.headers.get("accept", "")
-    if error.status_code == 401 and wants_page and request.method == "GET":
+    """Send a browser without a login to the login page; tell others in their language."""
+    if error.status_code == 401 and wants_page(request) and request.method == "GET":
         return Redirect("/login")
-    return problems.of_http(request, error)
+    return or_page(request, problems.of_http(request, error))
+
+
+def _of_trimtab(request: Request[Any, Any, Any], error: TrimtabError) -> Response[Any]:
+    return or_page(request, problems.of_trimtab(request, error))
+
+
+def _of_anything(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    return or_page(request, problems.of_anything(request, error))
+
+
+class _Routes(OpenAPIRenderPlugin):
+    """The routes as a page of our own: Litestar's come from another site, which our headers forbid."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """Return the page."""
+        template = environment().get_template("schema.html")
+        context = {"key": request.user, "paths": sorted(openapi_schema["paths"].items())}
+        return template.render(**context).encode()
 
 
 def create_app(store: Store, settings: Settings) -> Litestar:
@@ -85,8 +105,8 @@ def create_app(store: Store, settings: Settings) -> Litestar:
         middleware=[careful_headers, time_limit(settings.api.request_timeout_s), entity_tags],
         exception_handlers={
             HTTPException: _or_login,
-            TrimtabError: problems.of_trimtab,
-            Exception: problems.of_anything,
+            TrimtabError: _of_trimtab,
+            Exception: _of_anything,
         },
         state=State({"store": store, "settings": settings, "reports": Reports(settings)}),
         template_config=TemplateConfig(
@@ -108,7 +128,7 @@ def _openapi() -> OpenAPIConfig:
         description="Drift verdicts, alerts, retraining runs and rollouts of models in production.",
         components=Components(security_schemes={"key": scheme}),
         path="/v1/schema",
-        render_plugins=[],
+        render_plugins=[_Routes(path="/", media_type=MediaType.HTML), JsonRenderPlugin()],
         use_handler_docstrings=True,
     )
 
@@ -116,7 +136,11 @@ def _openapi() -> OpenAPIConfig:
 def run_api(
     settings: Settings, stop: threading.Event, ready: Callable[..., None] | None = None
 ) -> None:
-    """Serve until `stop` is set. `ready` is called with the address once it answers."""
+    """Serve until `stop` is set. `ready` is called with the address once it answers.
+
+    Raises TrimtabError at once when the port is taken.
+    """
+    check_port("api", settings.api.host, settings.api.port)
     store = open_store(settings.store.url)
     migrate.upgrade(store)
     config = uvicorn.Config(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import jinja2
 import msgspec
-from litestar import Response, Router, get, post
+from litestar import Request, Response, Router, get, post
 from litestar.datastructures import Cookie, State
 from litestar.enums import RequestEncodingType
 from litestar.params import Body, FromPath, QueryParameter
@@ -18,6 +18,7 @@ from litestar.response import Redirect, Template
 from trimtab import __version__
 from trimtab.api.acts import who
 from trimtab.api.auth import COOKIE, Asked, allow
+from trimtab.api.problems import Problem
 from trimtab.api.reports import Reports
 from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError
@@ -96,6 +97,32 @@ def evalue(log_e: Any) -> str:
         return "0" if log_e.startswith("-") else "∞"
     power = log_e / 2.302585092994046
     return f"{2.718281828459045**log_e:.3g}" if abs(power) < 5 else f"10^{power:.0f}"
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def wants_page(request: Request[Any, Any, Any]) -> bool:
+    """Whether a person's browser asks for a page, and no program for the API."""
+    path = request.url.path
+    return "text/html" in request.headers.get("accept", "") and not path.startswith("/v1/")
+
+
+def or_page(request: Request[Any, Any, Any], said: Response[Problem]) -> Response[Any]:
+    """The problem as a page with a way back, where a person asked; else as it is."""
+    if not wants_page(request):
+        return said
+    problem = said.content
+    model = request.path_params.get("model") if request.url.path.count("/") > 2 else None
+    context: dict[str, Any] = {
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "model": model,
+    }
+    if request.scope.get("user") is not None:
+        context["key"] = request.user
+    return Template("error.html", context=context, status_code=problem.status)
 
 
 # --- login ----------------------------------------------------------------------------------------
@@ -230,6 +257,13 @@ def labelled(judged: dict[str, Any]) -> str:
     return said if sampled is None else f"{said}, of a sample of {percent(sampled)}"
 
 
+def _latency(found: dict[str, Any]) -> tuple[str, str]:
+    """p99 and median with their unit, or a dash and why."""
+    if found.get("p99") is None:
+        return "–", "no latencies yet"
+    return f"{figure(found['p99'])} ms", f"median {figure(found.get('p50'))} ms"
+
+
 def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(label, value, remark) of the figures that people look for first."""
     judged = (tree.get("performance") or {}).get(tree.get("judged_version"), {})
@@ -245,11 +279,7 @@ def _tiles(status: overview.ModelStatus, tree: dict[str, Any]) -> list[tuple[str
             labelled(judged) if judged else "no labels yet",
         ),
         ("largest PSI", figure(drift.get("max_psi")), str(drift.get("max_psi_feature") or "")),
-        (
-            "p99 latency",
-            f"{figure(latency.get('p99'))} ms",
-            f"median {figure(latency.get('p50'))} ms",
-        ),
+        ("p99 latency", *_latency(latency)),
         ("errors", percent(tree.get("error_rate"), 2), "of requests"),
         ("rows", thousands(tree.get("rows")), "in the latest window"),
     ]

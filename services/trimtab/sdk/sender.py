@@ -43,6 +43,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="trimtab-stream", daemon=True)
         self._failures = 0
         self._said_s = -_SAY_EVERY_S
+        self.reached = False
+        """Whether a broker has taken an event since the start."""
+        self.last_error: BaseException | None = None
+        """What went wrong last, if anything did."""
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError while the interpreter shuts down."""
@@ -91,6 +95,7 @@ class Sender:
         try:
             self._producer = self._producer_factory()
         except Exception as error:  # noqa: BLE001 - whatever the client raises, the thread goes on
+            self.last_error = error
             self._say("Kafka cannot be reached (%s). Events wait, then are dropped.", error)
             return False
         # Registered after the client's own handler, so it runs before: what waits is sent first.
@@ -121,10 +126,12 @@ class Sender:
 
     def _sent(self, message: Message) -> None:
         self._failures = 0
+        self.reached = True
         self._outbox.done(message)
 
     def _failed(self, message: Message, error: BaseException) -> None:
         self._failures += 1
+        self.last_error = error
         self._outbox.done(message, "send_failed")
         self._say("Events could not be sent (%s); they are counted as dropped.", error)
 

@@ -46,6 +46,11 @@ RESOURCES_EVERY_S = 5.0
 EXIT_FLUSH_S = 5.0
 """At exit, what is under way gets this long."""
 BATCH_ROWS_MAX = 10_000
+_ADVICE = {
+    "queue_full": "Events came faster than Kafka took them: raise events_max and bytes_max.",
+    "too_large": f"A message holds at most {VALUE_BYTES_MAX:,} bytes: send fewer or shorter values.",
+    "invalid": "The log trimtab.sdk at level DEBUG says what was wrong with each invalid event.",
+}
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -56,7 +61,8 @@ class InferenceStream:
 
     `model`, `version`: whose events these are. `bootstrap_servers`: Kafka's "host:port" (a list, or
     with commas). `topic_prefix`: events go to PREFIX.inference, .labels and .resources.
-    `api_version`: "2.1" for the embedded broker, else None. `client`: further kafka-python options,
+    `api_version`: None for Apache Kafka; the embedded broker of `trimtab up` is reached with "2.1" only,
+    at an address that changes at every start. `client`: further kafka-python options,
     such as `security_protocol`. `events_max`, `bytes_max`: bounds on what waits for Kafka; beyond
     them events are dropped. `resources_every_s`: 0 for no resource events. `producer_factory` makes
     the Kafka client; tests give their own.
@@ -101,6 +107,7 @@ class InferenceStream:
             version=parse_api_version(api_version),
             options=client,
         )
+        self._bootstrap = bootstrap_servers
         self._closed = False
         self._begin()
         _live.add(self)
@@ -344,7 +351,7 @@ class InferenceStream:
     def close(self, timeout_s: float = EXIT_FLUSH_S) -> StreamStats:
         """Flush within the timeout, stop the background thread and return the last counts.
 
-        Events logged later are dropped and counted. Calling it again is harmless.
+        What was not sent is a warning in the log, with the reason and what to do. Events logged later are dropped and counted. Calling it again is harmless.
         """
         if self._closed:
             return self._outbox.stats()
@@ -358,16 +365,24 @@ class InferenceStream:
             sender.stop(timeout_s)
         self._outbox.give_up()
         stats = self._outbox.stats()
-        log.info(
-            "The stream of %s %s has ended: %d events sent, %d dropped %s, %d unconfirmed.",
-            self.model,
-            self.version,
-            stats.sent,
-            stats.dropped,
-            stats.dropped_by_reason,
-            stats.pending,
-            extra={"action": "stream_closed"},
-        )
+        if stats.dropped or stats.pending:
+            log.warning(
+                "%d of %d events of %s %s were not sent: %s",
+                stats.dropped + stats.pending,
+                stats.sent + stats.dropped + stats.pending,
+                self.model,
+                self.version,
+                self._why_unsent(stats, sender),
+                extra={"action": "stream_closed"},
+            )
+        else:
+            log.info(
+                "The stream of %s %s has ended: %d events sent.",
+                self.model,
+                self.version,
+                stats.sent,
+                extra={"action": "stream_closed"},
+            )
         return stats
 
     def __enter__(self) -> Self:
@@ -377,6 +392,26 @@ class InferenceStream:
         self.close()
 
     # --- inside ---
+
+    def _why_unsent(self, stats: StreamStats, sender: Sender | None) -> str:
+        """Say what kept events from being sent, and what to do about each reason."""
+        counts = stats.dropped_by_reason | ({"unconfirmed": stats.pending} if stats.pending else {})
+        said = [", ".join(f"{count} {reason}" for reason, count in counts.items()) + "."]
+        error = sender.last_error if sender else None
+        last = f" ({type(error).__name__}: {error})" if error else ""
+        late = {"closed", "unconfirmed", "send_failed"} & counts.keys()
+        if late and not (sender and sender.reached):
+            said.append(
+                f"No Kafka broker at {self._bootstrap} has taken anything{last}. Check "
+                "bootstrap_servers; the embedded broker of `trimtab up` needs "
+                'api_version="2.1", and its port changes at every start.'
+            )
+        elif "send_failed" in late:
+            said.append(f"Kafka failed{last}. Check the broker and its topics.")
+        elif late:
+            said.append("The time was up: flush() first, or give close() a longer timeout_s.")
+        said += [_ADVICE[reason] for reason in counts if reason in _ADVICE]
+        return " ".join(said)
 
     def _send(self, topic: str, make: Callable[[], Event]) -> bool:
         """Encode and enqueue one event. Returns whether the message was small enough."""

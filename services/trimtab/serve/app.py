@@ -22,6 +22,7 @@ from trimtab.artifacts import Manifest
 from trimtab.errors import TrimtabError
 from trimtab.events.oip import InferResponse, OipError, Tensor, decode_request, encode, rows_of
 from trimtab.events.types import Scalar
+from trimtab.ports import check_port
 from trimtab.sdk.image import describe_images
 from trimtab.sdk.stream import InferenceStream
 from trimtab.serve.host import ModelHost
@@ -296,10 +297,11 @@ def _error_body(text: str) -> bytes:
 def run_serve(
     settings: Settings, stop: threading.Event, ready: Callable[[], None] | None = None
 ) -> None:
-    """Serve until `stop` is set."""
+    """Serve until `stop` is set. Raises TrimtabError at once when the port is taken."""
     import uvicorn
     from kafka import KafkaConsumer
 
+    check_port("serve", settings.serve.host, settings.serve.port)
     server = Server(settings)
     kafka = settings.kafka
 
@@ -327,8 +329,7 @@ def run_serve(
         time.sleep(0.02)
     if not thread.is_alive():
         raise TrimtabError(
-            f"cannot listen on {settings.serve.host}:{settings.serve.port}; is the port taken? "
-            "Set serve.port."
+            f"{settings.serve.host}:{settings.serve.port} cannot be listened on. Set serve.port."
         )
     log.info("serving", action="serve_started", port=settings.serve.port)
     if ready:

@@ -6,6 +6,7 @@
   if (!root) return;
 
   const AXIS_PX = 60;
+  const EDGE_PX = 34; // half of the widest tick of the time axis
   const REFRESH_MS = 3000;
   const SYNC = uPlot.sync("time");
   const LINES = ["#1f7a8c", "#d1495b", "#e09f3e", "#5b5f97", "#4f772d", "#8d6a9f", "#7f8a8e"];
@@ -137,7 +138,7 @@
           value: (u, value) => spec.format(value),
         })),
       ],
-      padding: [8, 12, 0, 0],
+      padding: [8, EDGE_PX, 0, 0],
       plugins: [verdictBands()],
       hooks: { ready: [tellNewest], setData: [tellNewest], setCursor: [tellNewest] },
     };
