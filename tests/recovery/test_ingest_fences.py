@@ -883,6 +883,38 @@ def test_resources_are_gauges_of_a_window(store, log):
     assert_balanced(store)
 
 
+def test_a_gauge_beside_a_row_counts_as_often_as_its_row(store, log):
+    sample = ResourceSample(cpu_percent=70.0)
+    sent = [row(0, resources=sample)] * 3 + [row(2_000)] + [row(1, resources=sample)]
+    send_rows(log, sent)  # thrice; then one that makes the last too late
+    drain(member(store, log))
+    classes = entry(store).unit("row")
+    assert (classes["counted"], classes["duplicate"], classes["too_late"]) == (2, 2, 1)
+    with store.read() as connection:
+        found = window_resources(connection, "m", T0, T0 + 60_000)
+    assert found["1"].gauges["cpu_percent"].count == 1
+
+
+def test_labels_meet_the_rows_of_a_batch_whatever_its_id_looks_like(store, log):
+    batch = InferenceBatch(
+        id="x#3", model="m", version="1", time=T0, rows=2, prediction=["yes", "no"]
+    )
+    log.send(IN, batch, T0)
+    for name in ("x#3#0", "x#3#1"):
+        label = Label(inference_id=name, model="m", label="yes", time=T0, source="human")
+        log.send(LABELS, label, T0)
+    drain(member(store, log))
+    joiner = Joiner(store, "j")
+    joiner.tick(T0 + 60_000)
+    with store.read() as connection:
+        assert (
+            connection.scalar(
+                select(func.sum(t.performance.c.labelled_rows)).where(t.performance.c.segment == "")
+            )
+            == 2
+        )
+
+
 def test_arms_are_counted_by_assignment(store, log):
     send_rows(log, [row(i, arm="challenger", traffic_revision=3) for i in range(4)])
     send_rows(log, [row(9, arm="champion", traffic_revision=3, status="error")])

@@ -171,7 +171,7 @@ MOMENTS = [
 ]
 
 
-def test_microseconds_round_as_in_json() -> None:
+def test_parts_of_a_millisecond_are_cut_as_in_json() -> None:
     value = column("time", pa.array(MOMENTS, pa.timestamp("us", "Europe/Berlin")))
     assert arrow_batch(value).time == [time_ms(moment) for moment in MOMENTS]
 

@@ -334,7 +334,7 @@ def test_a_batch_is_read_as_typed_columns() -> None:
     )
     decoder = typed_inference_decoder(CONTRACT)
     event = decoder.decode(*encode_structured(batch, "s"))
-    assert msgspec.structs.astuple(event.features) == ([1.0, None], [])
+    assert msgspec.structs.astuple(event.features) == ([1.0, None], msgspec.UNSET)
     wrong = msgspec.structs.replace(batch, rows=3)
     assert decoder.decode(*encode_structured(wrong, "s")) is None
     with pytest.raises(DecodeError) as caught:

@@ -237,6 +237,11 @@ def _check_windows(contract: Contract) -> Iterator[tuple[Path, str]]:
                 ("windows", "segments", index),
                 f"{name!r} is a number. Expected a category or an attribute.",
             )
+        if "=" in name or len(name) > NAME_LENGTH_MAX:  # a segment is named `column=value`
+            yield (
+                ("windows", "segments", index),
+                f"{name[:60]!r} cannot name segments. Expected at most {NAME_LENGTH_MAX} characters and no `=`.",
+            )
     for table, key, least in (
         ("windows", "min_rows", 1),
         ("reference", "rows", 100),

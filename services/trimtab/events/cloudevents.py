@@ -297,8 +297,8 @@ def _lengths(batch: InferenceBatch) -> set[int]:
     for content in msgspec.structs.astuple(batch):
         if isinstance(content, list):
             found.add(len(content))
-        elif isinstance(content, Struct):  # the typed decoder's features; an empty list is absent
-            found.update(len(c) for c in msgspec.structs.astuple(content) if c is not UNSET and c)
+        elif isinstance(content, Struct):  # the typed decoder's features
+            found.update(len(c) for c in msgspec.structs.astuple(content) if c is not UNSET)
         elif isinstance(content, dict):
             found.update(map(len, content.values()))
     return found
@@ -311,12 +311,12 @@ def batch_columns(batch: InferenceBatch) -> dict[str, Sequence[object]]:
         content = getattr(batch, name)
         if isinstance(content, list):
             columns[name] = content
-        elif isinstance(content, Struct):  # the typed decoder's features; an empty list is absent
+        elif isinstance(content, Struct):  # the typed decoder's features
             columns.update(
                 {
                     f"{name}.{key}": column
                     for key, column in msgspec.structs.asdict(content).items()
-                    if isinstance(column, list) and column
+                    if isinstance(column, list)
                 }
             )
         elif isinstance(content, dict):

@@ -71,7 +71,7 @@ class TypedInferenceDecoder:
         """Return a typed inference or batch, or None where `cloudevents.decode` has to read the message.
 
         The result has the fields of Inference or InferenceBatch; its `features` is a Struct (see the
-        class; `msgspec.structs.astuple` gives its values), in a batch of lists, empty when the column
+        class; `msgspec.structs.astuple` gives its values), in a batch of lists, UNSET when the column
         is absent.
         """
         return self.decode_all([value], lambda: [headers])[0][0]
@@ -185,7 +185,7 @@ class TypedInferenceDecoder:
         def add(key: str, name: str, kind: Any, default: Any) -> None:
             names[key] = name
             if batch:
-                kind, default = list[kind], field(default_factory=list)
+                kind, default = list[kind] | UnsetType, UNSET
             spec.append((key, kind, default))
 
         for index, name in enumerate(self.numbers):

@@ -5,7 +5,7 @@ the epoch (UTC). Fields are only ever added, with defaults; unknown fields are i
 stay in the tests (design, section 4).
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -170,11 +170,16 @@ class Traffic(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rollout_id: str | None = None
 
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
 def time_ms(time: datetime | int) -> int:
     """Milliseconds since the epoch of an event's time.
 
-    `time` is an aware datetime or already milliseconds.
+    `time` is an aware datetime or already milliseconds. Parts of a millisecond are cut off, as those of batches
+    are: 10:59:59.9996 is before 11:00.
     """
     if isinstance(time, int):
         return time
-    return round(time.timestamp() * 1000)
+    return (time - _EPOCH) // _MILLISECOND

@@ -14,7 +14,7 @@ from trimtab.monitor.columns import Floats, Mask, Numbers, Rows, object_array
 from trimtab.monitor.views import ModelView
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import MAX_CATEGORY_CHARS, category_key
-from trimtab.windows.ids import WHOLE, id_hashes, row_hashes
+from trimtab.windows.ids import WHOLE, id_hashes, row_hashes, whole_hashes
 
 
 def arrow_block(view: ModelView, record: int, batch: ArrowBatch) -> Rows:
@@ -25,7 +25,7 @@ def arrow_block(view: ModelView, record: int, batch: ArrowBatch) -> Rows:
         hashes = id_hashes(ids.tolist())
     else:
         ids, within = np.full(n, batch.id, np.object_), np.arange(n, dtype=np.int32)
-        hashes = row_hashes(id_hashes([batch.id]), within)
+        hashes = row_hashes(whole_hashes([batch.id]), within)
     index = np.full(n, record, np.int64)
     numbers, errors = _numbers(view, batch)
     revision = columns.get("traffic_revision")

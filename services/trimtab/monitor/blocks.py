@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from trimtab.events.types import time_ms
 from trimtab.monitor.columns import Floats, Ints, Numbers, Rows, floats, object_array
 from trimtab.monitor.views import ModelView
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import numeric_column
-from trimtab.windows.ids import WHOLE, id_hashes, row_hashes
+from trimtab.windows.ids import WHOLE, id_hashes, row_hashes, whole_hashes
 
 
 def single_block(view: ModelView, index: Ints, events: list[Any], *, typed: bool) -> Rows:
@@ -79,7 +80,7 @@ def batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Row
         numbers = _number_columns(lists[:k], n)
         errors = None
         categories = {
-            name: Coded.of_keys(column) if column else Coded.constant(None, n)
+            name: Coded.constant(None, n) if column is UNSET else Coded.of_keys(column)
             for name, column in zip(view.categories, lists[k:], strict=False)
         }
     else:
@@ -90,7 +91,7 @@ def batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Row
         ids, within, hashes = object_array(event.ids), np.full(n, WHOLE), id_hashes(event.ids)
     else:
         ids, within = np.full(n, event.id, np.object_), np.arange(n)
-        hashes = row_hashes(id_hashes([event.id]), within)
+        hashes = row_hashes(whole_hashes([event.id]), within)
     index = np.full(n, record, np.int64)
     revisions = event.traffic_revision
     scores = event.scores or {}
@@ -133,7 +134,8 @@ def _times(times: Sequence[Any]) -> Ints:
 def _typed_numbers(k: int, given: list[Any]) -> Floats:
     """Return the numeric features of typed rows, shape (k, n): they are the first k fields of each."""
     tuples = list(map(msgspec.structs.astuple, given))
-    if len(tuples[0]) > k:
+    # Any may be longer: what is undeclared may have been met between two of them.
+    if max(map(len, tuples)) > k:
         tuples = [values[:k] for values in tuples]
     pack = struct.Struct(f"{k}d").pack
     try:
@@ -144,16 +146,16 @@ def _typed_numbers(k: int, given: list[Any]) -> Floats:
     return rows.reshape(len(given), k).T.copy()
 
 
-def _number_columns(columns: Sequence[list[float | None]], n: int) -> Floats:
-    """Return the numeric features of a typed batch, shape (k, n); an empty column is absent."""
+def _number_columns(columns: Sequence[list[float | None] | UnsetType], n: int) -> Floats:
+    """Return the numeric features of a typed batch, shape (k, n)."""
     pack = struct.Struct(f"{n}d").pack
     try:
-        packed = b"".join([pack(*column) for column in columns])
+        packed = b"".join([pack(*column) for column in columns])  # type: ignore[misc]
         return np.frombuffer(packed).reshape(len(columns), n)
-    except struct.error:  # one is absent, or has a null
+    except (struct.error, TypeError):  # one has a null, or is absent
         numbers = np.full((len(columns), n), np.nan)
         for row, column in zip(numbers, columns, strict=True):
-            if column:
+            if column is not UNSET:
                 row[:] = floats(column)
         return numbers
 

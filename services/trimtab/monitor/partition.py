@@ -6,7 +6,7 @@ its offsets, or nothing. When it fails, the whole object is dropped and loaded a
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -105,6 +105,8 @@ class Flush(Struct):
     released: set[str] = field(default_factory=set)
     runs: list[tuple[str, int, PredictionRun | LabelRun]] = field(default_factory=list)
     resources: dict[tuple[str, int, str, str], ResourceState] = field(default_factory=dict)
+    fresh: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Records whose row was counted or held, by model, where gauges may have come beside rows."""
     touched_panes: set[PaneKey] = field(default_factory=set)
     touched_models: set[str] = field(default_factory=set)
     touched_ids: set[tuple[str, Pane]] = field(default_factory=set)
@@ -364,6 +366,8 @@ class OwnedPartition:
             return
         kept = rows if fresh.all() else rows.take(fresh)
         starts = times.panes_ms[fresh]
+        if decoded.beside:
+            flush.fresh[model].update(kept.record.tolist())
         grouping = group_rows(view, kept, self._segments_of(view))
         self._see_versions(flush, model, kept)
         self._append_predictions(flush, view, kept, starts, grouping)
@@ -563,7 +567,7 @@ class OwnedPartition:
             flush.classes[ClassKey("resource", row.model, "counted")] += 1
             add(row)
         for row in decoded.beside:
-            if row.time_ms <= decoded.stamps_ms[row.record] + views[row.model].rules.future_ms:
+            if row.record in flush.fresh[row.model]:
                 add(row)
         flush.resources = {key: ResourceState.observe(values) for key, values in gauges.items()}
 

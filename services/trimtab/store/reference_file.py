@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from trimtab.contracts.model import Contract
 from trimtab.errors import TrimtabError
+from trimtab.events.types import time_ms
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, category_key, numeric_column
 from trimtab.stats.performance import (
@@ -194,7 +195,7 @@ def _time_ms(value: Any, row: int, column: str, where: _Where) -> int:
             return int(value)
         time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
         if time.tzinfo is not None:
-            return round(time.timestamp() * 1000)
+            return time_ms(time)
     except (ValueError, OverflowError) as error:
         raise ReferenceFileError(
             f"{where.at(row, column)}: {value!r} is no time. "

@@ -30,6 +30,7 @@ metadata = MetaData(
 )
 
 Ms = BigInteger
+Segment = String(321)  # a column's name of 200 characters, "=", and 120 of its value
 AutoId = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers INTEGER keys only
 
 # --- models and contracts -------------------------------------------------------------------------
@@ -214,7 +215,7 @@ panes = Table(
     Column("version", String(200), primary_key=True),
     Column("arm", String(40), primary_key=True),  # "" outside a rollout
     Column("traffic_revision", BigInteger, primary_key=True),  # 0 outside a rollout
-    Column("segment", String(200), primary_key=True),  # "" = all; else "column=value"
+    Column("segment", Segment, primary_key=True),  # "" = all; else "column=value"
     Column("partition_id", BigInteger, primary_key=True),
     Column("generation", Integer, primary_key=True),
     Column("cuts_id", String(64), primary_key=True),
@@ -252,7 +253,7 @@ rollups = Table(  # counts over partitions and generations; written by folds onl
     Column("version", String(200), primary_key=True),
     Column("arm", String(40), primary_key=True),
     Column("traffic_revision", BigInteger, primary_key=True),
-    Column("segment", String(200), primary_key=True),
+    Column("segment", Segment, primary_key=True),
     Column("cuts_id", String(64), primary_key=True),
     Column("rows", BigInteger, nullable=False),
     Column("state", LargeBinary, nullable=False),
@@ -275,7 +276,7 @@ folded_segments = Table(  # segments of a partition whose panes were folded: it 
     metadata,
     Column("partition_id", ForeignKey("partitions.id"), primary_key=True),
     Column("model", String(200), primary_key=True),
-    Column("segment", String(200), primary_key=True),
+    Column("segment", Segment, primary_key=True),
 )
 
 row_samples = Table(  # bottom-k by hash of the id, for reports
@@ -356,7 +357,7 @@ performance = Table(  # an abelian group per pane: signed counts, written by joi
     Column("version", String(200), primary_key=True),
     Column("arm", String(40), primary_key=True),
     Column("traffic_revision", BigInteger, primary_key=True),
-    Column("segment", String(200), primary_key=True),
+    Column("segment", Segment, primary_key=True),
     Column("shard", Integer, primary_key=True),
     Column("labelled_rows", BigInteger, nullable=False),
     Column("predicted_rows", BigInteger, nullable=False),  # rows that a label could join

@@ -31,14 +31,14 @@ _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 def id_hashes(ids: Iterable[str]) -> Hashes:
     """Return the hash of each id, shape (n,); `{batch}#{row}` gets what `row_hashes` gives it."""
     texts = list(ids)
-    hashes = _plain(texts)
+    hashes = whole_hashes(texts)
     rows = [
         (at, row) for at, text in enumerate(texts) if BATCH_MARK in text and (row := _row(text))
     ]
     if rows:
         hashes = hashes.copy()
         places = [at for at, _ in rows]
-        batches = _plain([batch for _, (batch, _) in rows])
+        batches = whole_hashes([batch for _, (batch, _) in rows])
         hashes[places] = row_hashes(batches, np.array([within for _, (_, within) in rows]))
     return hashes
 
@@ -52,7 +52,8 @@ def row_hashes(batches: Hashes | np.uint64, rows: npt.NDArray[np.integer]) -> Ha
     return z ^ (z >> _S31)
 
 
-def _plain(texts: Iterable[str]) -> Hashes:
+def whole_hashes(texts: Iterable[str]) -> Hashes:
+    """Return the hash of each text as it stands, shape (n,): of a batch, whatever its id looks like."""
     try:
         digests = [xxh3_64_intdigest(text.encode()) for text in texts]
     except UnicodeEncodeError:

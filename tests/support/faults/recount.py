@@ -14,7 +14,7 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from trimtab.stats.aggregate import FeatureState, PaneState
@@ -230,7 +230,8 @@ CHECKS = {
 def time_ms(value):
     if isinstance(value, int):
         return value
-    return round(datetime.fromisoformat(value.upper()).timestamp() * 1000)
+    since = datetime.fromisoformat(value.upper()) - datetime.fromtimestamp(0, UTC)
+    return since // timedelta(milliseconds=1)
 
 
 def rows_of(kind, body):

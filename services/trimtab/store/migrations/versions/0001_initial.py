@@ -214,7 +214,7 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=200), nullable=False),
         sa.Column("arm", sa.String(length=40), nullable=False),
         sa.Column("traffic_revision", sa.BigInteger(), nullable=False),
-        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.Column("segment", sa.String(length=321), nullable=False),
         sa.Column("partition_id", sa.BigInteger(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("cuts_id", sa.String(length=64), nullable=False),
@@ -290,7 +290,7 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=200), nullable=False),
         sa.Column("arm", sa.String(length=40), nullable=False),
         sa.Column("traffic_revision", sa.BigInteger(), nullable=False),
-        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.Column("segment", sa.String(length=321), nullable=False),
         sa.Column("shard", sa.Integer(), nullable=False),
         sa.Column("labelled_rows", sa.BigInteger(), nullable=False),
         sa.Column("predicted_rows", sa.BigInteger(), nullable=False),
@@ -409,7 +409,7 @@ def upgrade() -> None:
         sa.Column("version", sa.String(length=200), nullable=False),
         sa.Column("arm", sa.String(length=40), nullable=False),
         sa.Column("traffic_revision", sa.BigInteger(), nullable=False),
-        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.Column("segment", sa.String(length=321), nullable=False),
         sa.Column("cuts_id", sa.String(length=64), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.LargeBinary(), nullable=False),
@@ -653,7 +653,7 @@ def upgrade() -> None:
             "partition_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
         ),
         sa.Column("model", sa.String(length=200), nullable=False),
-        sa.Column("segment", sa.String(length=200), nullable=False),
+        sa.Column("segment", sa.String(length=321), nullable=False),
         sa.ForeignKeyConstraint(
             ["partition_id"], ["partitions.id"], name=op.f("fk_folded_segments_partition_id")
         ),
