@@ -1,15 +1,17 @@
 """Performance figures against scikit-learn, and intervals against SciPy."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics
 
+from trimtab.stats.exactsum import UNIT_BITS, exact_moments, root_of_quotient
 from trimtab.stats.intervals import clopper_pearson, normal_mean, wilson
 from trimtab.stats.performance import (
-    IncompatiblePerformance,
     PerformanceState,
     PerformanceStateError,
     classification_figures,
@@ -63,10 +65,10 @@ def test_regression_figures_are_scikit_learns(joined):
     figures = regression_figures(PerformanceState.of_numbers(labels, predictions))
     mae = metrics.mean_absolute_error(labels, predictions)
     rmse = metrics.root_mean_squared_error(labels, predictions)
-    assert figures["mae"].value == pytest.approx(mae, abs=2**-16)
-    assert figures["rmse"].value == pytest.approx(rmse, abs=2**-15)
+    assert figures["mae"].value == pytest.approx(mae)
+    assert figures["rmse"].value == pytest.approx(rmse)
     bias = np.mean(np.array(predictions) - np.array(labels))
-    assert figures["bias"].value == pytest.approx(bias, abs=2**-16)
+    assert figures["bias"].value == pytest.approx(bias, rel=1e-9, abs=1e-12)
 
 
 def test_intervals_are_named_and_hold_the_value():
@@ -144,13 +146,66 @@ def test_pairs_that_are_not_finite_are_counted_apart():
     assert regression_figures(state)["mae"].low is None
 
 
-def test_errors_on_different_grids_do_not_add():
-    with pytest.raises(IncompatiblePerformance):
-        PerformanceState(exponent=3).merge(PerformanceState())
+@pytest.mark.parametrize("unit", [1e-300, 1e-12, 1.0, 1e12, 1e300])
+def test_errors_of_any_size_are_exact(unit):
+    """Errors beyond 2**20 were once clamped, and small ones 0."""
+    labels = unit * np.array([2.0, 2.0, 2.0])
+    figures = regression_figures(PerformanceState.of_numbers(labels, labels + unit * 3.0))
+    for name in ("mae", "rmse", "bias"):
+        assert figures[name].value == pytest.approx(unit * 3.0, rel=1e-15)
+    far = PerformanceState.of_numbers([2.0e6, 2.0e6], [5.0e6, 5.009e6])
+    assert regression_figures(far)["mae"].value == 3_004_500.0
+    near = PerformanceState.of_numbers([0.0, 0.0], [2e-6, -2e-6])
+    assert regression_figures(near)["mae"].value == 2e-6
+    assert regression_figures(near)["bias"].value == 0.0
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=50))
+def test_sums_are_those_of_fractions(errors):
+    state = PerformanceState.of_numbers(np.zeros(len(errors)), errors)
+    exact = [Fraction(e) for e in errors]
+    assert Fraction(state.sum_e, 2**UNIT_BITS) == sum(exact)
+    assert Fraction(state.sum_abs_e, 2**UNIT_BITS) == sum(map(abs, exact))
+    assert Fraction(state.sum_e2, 4**UNIT_BITS) == sum(e * e for e in exact)
+    assert len(state.to_bytes()) < 1_200
+    for figure in regression_figures(state).values():
+        for value in (figure.value, figure.low, figure.high):
+            assert value is None or np.isfinite(value)
+
+
+def test_many_errors_of_the_longest_mantissa_do_not_overflow():
+    error = np.nextafter(1.0, 0.0)
+    n = 100_000
+    total, absolute, squares = exact_moments(np.full(n, -error))
+    assert Fraction(-total, 2**UNIT_BITS) == Fraction(absolute, 2**UNIT_BITS) == n * Fraction(error)
+    assert Fraction(squares, 4**UNIT_BITS) == n * Fraction(error) ** 2
+
+
+positive = st.integers(1, 2**5_000) | st.integers(1, 1_000)
+
+
+@given(positive, positive)
+def test_a_root_is_the_float_nearest_to_it(numerator, denominator):
+    quotient = Fraction(numerator, denominator)
+    try:
+        root = root_of_quotient(numerator, denominator)
+    except OverflowError:
+        assert quotient >= Fraction(np.finfo(float).max) ** 2
+        return
+    assume(np.isfinite(np.nextafter(root, np.inf)))
+    below = max(0, Fraction(root) + Fraction(np.nextafter(root, -np.inf))) / 2
+    above = (Fraction(root) + Fraction(np.nextafter(root, np.inf))) / 2
+    assert below**2 <= quotient <= above**2
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{}", b"\x91\x01", b"\x98\x02\x90\x00\xc4\x00\xc4\x00\xc4\x00\x00\x10"]
+    "data",
+    [
+        b"",
+        b"{}",
+        b"\x91\x01",
+        b"\x97\x02\x90\x00\x92\xc4\x00\x00\x92\xc4\x00\x00\x92\xc4\x00\x00\x00",
+    ],
 )
 def test_bytes_of_something_else_are_refused(data):
     with pytest.raises(PerformanceStateError):

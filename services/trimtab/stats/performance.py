@@ -6,7 +6,8 @@ nothing like a minimum is in it. A pane's state is the sum of all deltas ever wr
 Notation
     (l, p)  label and prediction; confusion[l, p] = signed number of rows
     tp, fp, fn  for a class: correct, predicted but not labelled, labelled but not predicted
-    e       prediction - label, on the integer grid: q = rint(e 2**exponent), |q| <= 2**36
+    e       prediction - label, the difference in float64; its sums are exact (`exactsum`): in whole units
+            u = 2**-1074, and those of e² in u²
 Conventions: macro figures are unweighted means over the classes seen as label or prediction, an
 undefined one counting 0 (as scikit-learn with zero_division=0); accuracy, precision
 and recall carry Wilson intervals; F1 = 2J/(1+J) with J = tp/(tp+fp+fn), so it carries J's Wilson interval
@@ -16,45 +17,35 @@ through that map; MAE and bias carry normal intervals (ddof 1). 0/0 is undefined
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import TrimtabError
-from trimtab.stats.fixedpoint import exact_sums, int_from_bytes, int_to_bytes, quantise
-from trimtab.stats.intervals import ALPHA, normal_mean, wilson
+from trimtab.stats.exactsum import UNIT_BITS, exact_moments, root_of_quotient
+from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes
+from trimtab.stats.intervals import ALPHA, normal_quantile, wilson
 
 FORMAT = 1
-EXPONENT = 16
-"""Errors are kept in steps of 2**-16 of the target's unit unless a model says otherwise."""
-
-
-class IncompatiblePerformance(TrimtabError):  # noqa: N818 - named for the fact, as IncompatibleCuts
-    """Two states keep errors on different grids; they do not add."""
-
-    def __init__(self, left: int, right: int) -> None:
-        super().__init__(
-            f"These states keep errors in steps of 2**-{left} and 2**-{right}. "
-            "Keep them as two series, or recount one from the labels."
-        )
+_SHIFT_MAX = 8_191
 
 
 class PerformanceState(msgspec.Struct, frozen=True):
-    """An abelian group: `merge`, `negate`, and the empty state of the same exponent as identity.
+    """An abelian group: `merge`, `negate`, and the empty state as identity.
 
     `confusion` maps (label, prediction) to a signed count, zero entries left out, sorted. The other
-    fields are for regression; `unusable` counts pairs that are not finite.
+    fields are for regression: sums of e and |e| in units of 2**-1074, of e² in units of 2**-2148;
+    `unusable` counts pairs whose difference is not finite.
     """
 
     confusion: Mapping[tuple[str, str], int] = {}
     rows: int = 0
-    sum_q: int = 0
-    sum_abs_q: int = 0
-    sum_q2: int = 0
+    sum_e: int = 0
+    sum_abs_e: int = 0
+    sum_e2: int = 0
     unusable: int = 0
-    exponent: int = EXPONENT
 
     @classmethod
     def of_classes(cls, labels: Sequence[str], predictions: Sequence[str]) -> Self:
@@ -63,39 +54,32 @@ class PerformanceState(msgspec.Struct, frozen=True):
         return cls(confusion=_canonical(pairs), rows=len(labels))
 
     @classmethod
-    def of_numbers(
-        cls, labels: npt.ArrayLike, predictions: npt.ArrayLike, exponent: int = EXPONENT
-    ) -> Self:
+    def of_numbers(cls, labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Self:
         """Prepare the state of joined rows with numeric targets, each shape (n,)."""
         with np.errstate(over="ignore", invalid="ignore"):
             e = np.asarray(predictions, dtype=np.float64) - np.asarray(labels, dtype=np.float64)
         finite = e[np.isfinite(e)]
-        q, _ = quantise(finite, 0.0, exponent)
-        sum_q, sum_q2 = exact_sums(q)
+        sum_e, sum_abs_e, sum_e2 = exact_moments(finite)
         return cls(
             rows=finite.size,
-            sum_q=sum_q,
-            sum_abs_q=exact_sums(np.abs(q))[0],
-            sum_q2=sum_q2,
+            sum_e=sum_e,
+            sum_abs_e=sum_abs_e,
+            sum_e2=sum_e2,
             unusable=e.size - finite.size,
-            exponent=exponent,
         )
 
     def merge(self, other: Self) -> Self:
-        """Return the sum. Raises IncompatiblePerformance."""
-        if self.exponent != other.exponent:
-            raise IncompatiblePerformance(self.exponent, other.exponent)
+        """Return the sum."""
         confusion = dict(self.confusion)
         for pair, count in other.confusion.items():
             confusion[pair] = confusion.get(pair, 0) + count
         return type(self)(
             _canonical(confusion),
             self.rows + other.rows,
-            self.sum_q + other.sum_q,
-            self.sum_abs_q + other.sum_abs_q,
-            self.sum_q2 + other.sum_q2,
+            self.sum_e + other.sum_e,
+            self.sum_abs_e + other.sum_abs_e,
+            self.sum_e2 + other.sum_e2,
             self.unusable + other.unusable,
-            self.exponent,
         )
 
     def negate(self) -> Self:
@@ -103,17 +87,16 @@ class PerformanceState(msgspec.Struct, frozen=True):
         return type(self)(
             {pair: -count for pair, count in self.confusion.items()},
             -self.rows,
-            -self.sum_q,
-            -self.sum_abs_q,
-            -self.sum_q2,
+            -self.sum_e,
+            -self.sum_abs_e,
+            -self.sum_e2,
             -self.unusable,
-            self.exponent,
         )
 
     @property
     def is_empty(self) -> bool:
         """Whether this is the identity."""
-        return self == type(self)(exponent=self.exponent)
+        return self == type(self)()
 
     def to_bytes(self) -> bytes:
         """Encode canonically: equal states, equal bytes."""
@@ -122,11 +105,10 @@ class PerformanceState(msgspec.Struct, frozen=True):
                 FORMAT,
                 tuple((*pair, count) for pair, count in sorted(self.confusion.items())),
                 self.rows,
-                int_to_bytes(self.sum_q),
-                int_to_bytes(self.sum_abs_q),
-                int_to_bytes(self.sum_q2),
+                _packed(self.sum_e),
+                _packed(self.sum_abs_e),
+                _packed(self.sum_e2),
                 self.unusable,
-                self.exponent,
             )
         )
 
@@ -146,11 +128,10 @@ class PerformanceState(msgspec.Struct, frozen=True):
         return cls(
             {(label, prediction): count for label, prediction, count in wire.confusion},
             wire.rows,
-            int_from_bytes(wire.sum_q),
-            int_from_bytes(wire.sum_abs_q),
-            int_from_bytes(wire.sum_q2),
+            _unpacked(wire.sum_e),
+            _unpacked(wire.sum_abs_e),
+            _unpacked(wire.sum_e2),
             wire.unusable,
-            wire.exponent,
         )
 
 
@@ -158,15 +139,28 @@ class PerformanceStateError(TrimtabError):
     """Bytes of a performance state cannot be read."""
 
 
+_Packed = tuple[bytes, Annotated[int, msgspec.Meta(ge=0, le=_SHIFT_MAX)]]
+"""A sum as an odd integer and the power of two that it is to be multiplied with; 0 is (b"", 0)."""
+
+
+def _packed(value: int) -> _Packed:
+    shift = max(0, (value & -value).bit_length() - 1)
+    return int_to_bytes(value >> shift), shift
+
+
+def _unpacked(packed: _Packed) -> int:
+    odd, shift = packed
+    return int_from_bytes(odd) << shift
+
+
 class _Wire(msgspec.Struct, array_like=True, frozen=True):
     version: int
     confusion: tuple[tuple[str, str, int], ...]
     rows: int
-    sum_q: bytes
-    sum_abs_q: bytes
-    sum_q2: bytes
+    sum_e: _Packed
+    sum_abs_e: _Packed
+    sum_e2: _Packed
     unusable: int
-    exponent: int
 
 
 def _canonical(confusion: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
@@ -268,23 +262,27 @@ def _class_figures(state: PerformanceState, c: str, alpha: float) -> tuple[Figur
 def regression_figures(state: PerformanceState, alpha: float = ALPHA) -> dict[str, Figure]:
     """Return mae, rmse and bias (mean of prediction - label) in the target's unit."""
     n = state.rows
-    if n <= 0 or min(state.sum_abs_q, state.sum_q2) < 0:
+    if n <= 0 or min(state.sum_abs_e, state.sum_e2) < 0:
         reason = (
             "no labelled rows" if n == 0 else "labels were taken back before their rows arrived"
         )
         return {name: _undefined(reason) for name in ("mae", "rmse", "bias")}
-    step = 2.0**-state.exponent
     return {
-        "mae": _mean_figure(n, state.sum_abs_q, state.sum_q2, step, alpha),
-        "rmse": Figure(math.sqrt(state.sum_q2 / n) * step, n),
-        "bias": _mean_figure(n, state.sum_q, state.sum_q2, step, alpha),
+        "mae": _mean_figure(n, state.sum_abs_e, state.sum_e2, alpha),
+        "rmse": Figure(root_of_quotient(state.sum_e2, n << 2 * UNIT_BITS), n),
+        "bias": _mean_figure(n, state.sum_e, state.sum_e2, alpha),
     }
 
 
-def _mean_figure(n: int, total: int, squares: int, step: float, alpha: float) -> Figure:
-    mean = total / n * step
+def _mean_figure(n: int, total: int, squares: int, alpha: float) -> Figure:
+    """Return a mean, rounded once from the exact quotient, with mean ± z sd / sqrt(n); sd with ddof 1."""
+    mean = total / (n << UNIT_BITS)
+    # Below 0 only while a label is taken back whose row is not here yet.
+    spread = max(0, n * squares - total * total)
     if n == 1:
         return Figure(mean, n)
-    variance = (n * squares - total * total) / (n * (n - 1)) * step * step
-    ends = normal_mean(n, mean, variance, alpha)
-    return Figure(mean, n, *ends, "normal") if ends else Figure(mean, n)
+    half = normal_quantile(alpha) * root_of_quotient(spread, n * n * (n - 1) << 2 * UNIT_BITS)
+    ends = mean - half, mean + half
+    if not all(map(math.isfinite, ends)):
+        return Figure(mean, n)
+    return Figure(mean, n, *ends, "normal")

@@ -50,8 +50,8 @@ class Reference(Struct, frozen=True):
             yield 0, list(range(self.rows))
             return
         groups: dict[int, list[int]] = {}
-        for row, time_ms in enumerate(self.times_ms):
-            groups.setdefault(start_of(time_ms, length_ms), []).append(row)
+        for row, at_ms in enumerate(self.times_ms):
+            groups.setdefault(start_of(at_ms, length_ms), []).append(row)
         yield from sorted(groups.items())
 
 

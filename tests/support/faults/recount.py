@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from trimtab.stats.aggregate import FeatureState, PaneState
@@ -400,21 +401,30 @@ class Performance:
     def __init__(self, task):
         self.task, self.labelled, self.predicted = task, 0, 0
         self.confusion = Counter()
-        self.sum_q = self.sum_abs_q = self.sum_q2 = 0
+        self.sum_e = self.sum_abs_e = self.sum_e2 = Fraction(0)
+        self.unusable = 0
 
     def add(self, label, said):
         self.labelled += 1
         if self.task == "regression":
-            q, _ = rounded((said - label) * 2.0**16)
-            self.sum_q += q
-            self.sum_abs_q += abs(q)
-            self.sum_q2 += q * q
+            if not math.isfinite(said - label):
+                self.unusable += 1
+                return
+            e = Fraction(said - label)
+            self.sum_e += e
+            self.sum_abs_e += abs(e)
+            self.sum_e2 += e * e
         else:
             self.confusion[label, said] += 1
 
     def to_bytes(self):
         return PerformanceState(
-            dict(self.confusion), self.labelled, self.sum_q, self.sum_abs_q, self.sum_q2
+            dict(self.confusion),
+            self.labelled - self.unusable,
+            int(self.sum_e * 2**1074),
+            int(self.sum_abs_e * 2**1074),
+            int(self.sum_e2 * 2**2148),
+            self.unusable,
         ).to_bytes()
 
 
