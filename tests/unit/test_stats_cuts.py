@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from trimtab.stats.aggregate import mean_sd, observe_numeric
 from trimtab.stats.coded import count_categories
 from trimtab.stats.cuts import (
     CATEGORY_SPECIAL,
@@ -175,7 +176,7 @@ def test_the_identity_is_the_content():
     assert a.cuts_id == b.cuts_id
     assert model_cuts([("x", a)]).cuts_id != model_cuts([("y", a)]).cuts_id
     text = (
-        '{"features":[{"cuts":{"edges":[0.9999999999999999,1.0,1.9999999999999998,2.0],"exponent":19,'
+        '{"features":[{"cuts":{"edges":[0.9999999999999999,1.0,1.9999999999999998,2.0],"exponent":17,'
         '"kind":"number","origin":1.0,"single":false},"name":"x"}],"outputs":[]}'
     )
     expected = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -205,3 +206,35 @@ def test_what_is_no_cuts_is_refused_with_a_reason(text):
 def test_a_bin_of_another_kind_of_feature_is_refused_by_name():
     with pytest.raises(CutsError, match="unseen"):
         special_index(build_numeric_cuts([1.0]), "unseen")
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.2])
+def test_values_far_out_in_the_reference_do_not_blur_the_others(share):
+    rng = np.random.default_rng(1)
+    reference = rng.integers(0, 10, 2_000).astype(float)
+    reference[: int(share * 2_000)] = 1e12
+    cuts = build_numeric_cuts(reference)
+    window = observe_numeric(cuts, np.arange(10.0))
+    mean, sd = mean_sd(cuts, window)
+    assert mean == pytest.approx(4.5, abs=1e-4)
+    assert sd == pytest.approx(np.std(np.arange(10.0), ddof=1), abs=1e-4)
+    assert mean_sd(cuts, observe_numeric(cuts, [1.0, 1e12])) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.lognormal(0, 2, 20_000),
+        lambda rng: rng.exponential(5, 20_000) * (rng.random(20_000) > 0.6),
+        lambda rng: (rng.random(20_000) > 0.99) * 3.0,
+        lambda rng: np.full(20_000, 7.5),
+    ],
+    ids=["lognormal", "zero-inflated", "rare", "constant"],
+)
+def test_ordinary_features_have_a_mean(draw):
+    rng = np.random.default_rng(2)
+    cuts = build_numeric_cuts(draw(rng)[:2_000])
+    values = draw(rng)
+    mean, sd = mean_sd(cuts, observe_numeric(cuts, values))
+    assert mean == pytest.approx(values.mean(), rel=1e-4, abs=1e-6)
+    assert sd == pytest.approx(values.std(ddof=1), rel=1e-4, abs=1e-6)

@@ -45,7 +45,8 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 _LARGEST = float(np.finfo(np.float64).max)
-_REFERENCE_BITS = 20
+_REFERENCE_BITS = 18
+_TAILS = (0.25, 0.05, 0.01, 0.001, 0.0)
 _EXPONENT_LIMIT = 1_000
 
 
@@ -62,8 +63,8 @@ def _digest(value: object, hex_digits: int) -> str:
 class NumericCuts(msgspec.Struct, frozen=True, dict=True, tag_field="kind", tag="number"):
     """Bins of a numeric feature, and the scale of its exact sums.
 
-    `origin` and `exponent` place a value on the integer grid of `fixedpoint`: the reference's range is
-    about 2**20 steps wide. `single` rounds values to float32 first, for a reference that came as
+    `origin` and `exponent` place a value on the integer grid of `fixedpoint`: the middle half of the reference
+    is about 2**18 steps wide. `single` rounds values to float32 first, for a reference that came as
     float32, so that 0.1 from JSON meets the same atom.
     """
 
@@ -291,11 +292,20 @@ def _inverted_cdf(level: Floats, n: int) -> npt.NDArray[np.intp]:
 
 
 def _grid(column: Floats) -> tuple[float, int]:
-    """Origin (the median) and exponent that spread the middle 99.8 % over 2**20 steps."""
-    low, origin, high = column[_inverted_cdf(np.array([0.001, 0.5, 0.999]), column.size)].tolist()
+    """Origin (the median) and exponent that spread the middle half over some 2**18 steps.
+
+    Where the middle half is one value, a wider middle. Values far out must not make the steps coarse for the
+    others: with one sentinel of 1e12 in a hundred, all that is ordinary would be one step.
+    """
+    origin = float(column[_inverted_cdf(np.array([0.5]), column.size)[0]])
+    reach = 0.0
     with np.errstate(over="ignore"):
-        reach = max(high - origin, origin - low)
-        reach = reach or max(float(column[-1]) - origin, origin - float(column[0])) or abs(origin)
+        for tail in _TAILS:
+            ends = column[_inverted_cdf(np.array([tail, 1 - tail]), column.size)].tolist()
+            reach = max(ends[1] - origin, origin - ends[0])
+            if reach:
+                break
+    reach = reach or abs(origin)
     if not np.isfinite(reach):
         reach = _LARGEST
     binary_exponent = int(np.frexp(reach or 1.0)[1])
