@@ -20,8 +20,6 @@ from trimtab.store.verdicts import verdicts_between
 from trimtab.stream import StreamOptions, StreamResult, stream_file
 from trimtab.stream_wait import Pacer, end_offsets, wait_until_judged
 
-Column = Annotated[str | None, typer.Option(metavar="COLUMN")]
-
 
 def stream(
     context: typer.Context,
@@ -38,13 +36,30 @@ def stream(
         list[str] | None,
         typer.Option("--category", metavar="NAME", help="A feature sent as text."),
     ] = None,
-    prediction: Column = None,
-    score: Column = None,
-    label: Column = None,
-    time: Column = None,
-    id_column: Annotated[str | None, typer.Option("--id", metavar="COLUMN")] = None,
-    version_column: Column = None,
-    latency: Column = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the model's answers.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the positive class's score.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the truth, sent as labels.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of event times: ISO 8601, or a number."),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id", metavar="COLUMN", help="Column of inference ids; default: new ones."),
+    ] = None,
+    version_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the version that answered each row."),
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of latencies in milliseconds.")
+    ] = None,
     predict: Annotated[
         str | None,
         typer.Option(help="Without predictions: previous-label, or constant:VALUE."),
