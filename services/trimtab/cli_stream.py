@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab.cli_context import loaded, store_of
@@ -117,6 +118,7 @@ def stream(
         label_source=cast("Literal['outcome']", label_source),
         limit=limit,
     )
+    _warn_without_contract(context, model)
     result = _send(context, options, kafka, quiet=as_json)
     if not as_json:
         _print_result(result)
@@ -125,6 +127,22 @@ def stream(
         print_json(result if answer is None else answer)
     if answer is not None and answer["ledger"]["problems"]:
         raise typer.Exit(ATTENTION)
+
+
+def _warn_without_contract(context: typer.Context, model: str) -> None:
+    """Say before anything is sent that rows of a model without a contract are ignored."""
+    try:
+        with store_of(context) as store:
+            known = model in load_contracts(store)
+    except TrimtabError:
+        return  # no store here to ask; what needs one says so itself
+    if not known:
+        errors.print(
+            f"[yellow]note[/] {escape(model)} has no contract: its rows will be ignored until "
+            "`trimtab model apply FILE` gives it one, and are not counted afterwards.",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _send(
