@@ -13,7 +13,8 @@ TARGET = Path("docs/cli.md")
 _HEAD = """# Commands
 
 Generated from the commands (`python -m trimtab.cli_docs`); a test compares. `trimtab COMMAND --help`
-says the same in the terminal. `--json` prints records as the API gives them.
+says the same in the terminal. `--json` prints JSON to standard output: records in
+the API's shapes where it has them, else an object or list of the command's own.
 
 `--config FILE` and `--set KEY=VALUE` stand before the command: `trimtab --set api.port=8601 api`.
 Precedence: flag, then `TRIMTAB_*` variable (nested by `__`, such as `TRIMTAB_STORE__URL`), then

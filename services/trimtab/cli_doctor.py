@@ -81,7 +81,9 @@ def _codecs(settings: Settings) -> Check:
         said = f"missing: {', '.join(missing)}; pip install 'trimtab[all]'"
         return Check("compression", False, said)
     snappy = (
-        ", snappy" if codec.has_snappy() else "; a topic with snappy needs kafka-python[snappy]"
+        ", snappy"
+        if codec.has_snappy()
+        else "; not snappy: only a topic compressed with it needs pip install 'kafka-python[snappy]'"
     )
     return Check("compression", True, f"gzip, lz4, zstd{snappy}")
 

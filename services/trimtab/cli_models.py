@@ -218,6 +218,12 @@ def model_show(context: typer.Context, model: ModelName, as_json: Json = False) 
             }
         )
         return
+    if status.retired:
+        console.print(
+            f"[yellow]{escape(model)} is retired:[/] its rows are ignored until its contract is "
+            "applied again.",
+            soft_wrap=True,
+        )
     print_status([status])
     console.print(f"\n{status.summary}", markup=False)
     console.print("\n[dim]contract revisions[/]")
@@ -309,11 +315,12 @@ def window_list(
 def print_windows(model: str, points: Sequence[VerdictRow]) -> None:
     """Print one line per window."""
     print_table(
-        ("window (UTC)", "start_ms", "rev", "outcome", "reason", "rows", "summary"),
+        ("window (UTC)", "start_ms", "verdict", "rev", "outcome", "reason", "rows", "summary"),
         (
             (
                 when(point.verdict.window_start_ms),
                 str(point.verdict.window_start_ms),
+                str(point.id),
                 str(point.verdict.revision),
                 word(point.verdict.outcome),
                 point.verdict.reason,
@@ -539,9 +546,15 @@ def baseline_fit(
     time: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of times: the file gives windows.")
     ] = None,
-    prediction: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
-    score: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
-    label: Annotated[str | None, typer.Option(metavar="COLUMN")] = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the model's answers.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the positive class's score.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the truth.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a baseline from a file; nothing is stored unless the whole file is right."""

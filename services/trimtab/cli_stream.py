@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimtab.cli_context import loaded, store_of
@@ -19,8 +20,6 @@ from trimtab.store.models import load_contracts
 from trimtab.store.verdicts import verdicts_between
 from trimtab.stream import StreamOptions, StreamResult, stream_file
 from trimtab.stream_wait import Pacer, end_offsets, wait_until_judged
-
-Column = Annotated[str | None, typer.Option(metavar="COLUMN")]
 
 
 def stream(
@@ -38,13 +37,30 @@ def stream(
         list[str] | None,
         typer.Option("--category", metavar="NAME", help="A feature sent as text."),
     ] = None,
-    prediction: Column = None,
-    score: Column = None,
-    label: Column = None,
-    time: Column = None,
-    id_column: Annotated[str | None, typer.Option("--id", metavar="COLUMN")] = None,
-    version_column: Column = None,
-    latency: Column = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the model's answers.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the positive class's score.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the truth, sent as labels.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of event times: ISO 8601, or a number."),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option("--id", metavar="COLUMN", help="Column of inference ids; default: new ones."),
+    ] = None,
+    version_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the version that answered each row."),
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of latencies in milliseconds.")
+    ] = None,
     predict: Annotated[
         str | None,
         typer.Option(help="Without predictions: previous-label, or constant:VALUE."),
@@ -102,6 +118,7 @@ def stream(
         label_source=cast("Literal['outcome']", label_source),
         limit=limit,
     )
+    _warn_without_contract(context, model)
     result = _send(context, options, kafka, quiet=as_json)
     if not as_json:
         _print_result(result)
@@ -110,6 +127,22 @@ def stream(
         print_json(result if answer is None else answer)
     if answer is not None and answer["ledger"]["problems"]:
         raise typer.Exit(ATTENTION)
+
+
+def _warn_without_contract(context: typer.Context, model: str) -> None:
+    """Say before anything is sent that rows of a model without a contract are ignored."""
+    try:
+        with store_of(context) as store:
+            known = model in load_contracts(store)
+    except TrimtabError:
+        return  # no store here to ask; what needs one says so itself
+    if not known:
+        errors.print(
+            f"[yellow]note[/] {escape(model)} has no contract: its rows will be ignored until "
+            "`trimtab model apply FILE` gives it one, and are not counted afterwards.",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _send(

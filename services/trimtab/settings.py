@@ -311,9 +311,7 @@ def load(
     from_flags = _nest({key: value for key, value in (flags or {}).items() if value is not None})
     origins = {key: str(path) for key in _flatten(from_file)}
     origins |= {key: f"environment {_variable(key)}" for key in _flatten(from_environment)}
-    origins |= {
-        key: f"flag --{key.split('.')[-1].replace('_', '-')}" for key in _flatten(from_flags)
-    }
+    origins |= {key: f"flag --set {key}" for key in _flatten(from_flags)}
     merged = _merge(_merge(from_file, from_environment), from_flags)
     try:
         settings = Settings(**merged)

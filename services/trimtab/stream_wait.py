@@ -98,7 +98,9 @@ def wait_until_judged(
         if time.monotonic() > deadline_s:
             raise TrimtabError(
                 f"Everything is sent, but after {limit_s:.0f} s the monitor is not done: "
-                f"{'; '.join(left)}. Is `trimtab monitor` running on this store and broker?"
+                f"{'; '.join(left)}. A late row's window is judged again at most once in its length "
+                "(60 s at most): wait longer with --wait-limit. Else, is `trimtab monitor` running "
+                "on this store and broker?"
             )
         tell(left[0])
         time.sleep(_POLL_S)

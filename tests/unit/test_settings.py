@@ -18,7 +18,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> No
     assert loaded.settings.kafka.group == "file"
     assert loaded.settings.api.host == "0.0.0.0"
     origin = {key: source for key, _, source in settings.show(loaded)}
-    assert origin["api.port"] == "flag --port"
+    assert origin["api.port"] == "flag --set api.port"
     assert origin["kafka.prefix"] == "environment TRIMTAB_KAFKA__PREFIX"
     assert origin["kafka.group"] == str(file)
     assert origin["agent.tick_s"] == "default"

@@ -49,7 +49,7 @@ def demo(
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary)).decode() + "\n")
             sys.stdout.flush()
         else:
-            show(summary, Console())
+            show(summary, Console(), running=keep)
         if not summary.ledger_balances or summary.messages_lost:
             raise TrimtabError(
                 f"The ledger does not balance: {'; '.join(summary.ledger_problems)} "

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,8 @@ from trimtab_agent.demo.script import STEADY_WINDOWS, Seen, Window, mean_accurac
 from trimtab_agent.demo.watch import Ledger, look, moments
 
 _ALL_WINDOWS = 500
+_LIVE = ("dashboard", "API key")
+"""Addresses that end with the processes."""
 
 
 class Played(Struct, frozen=True):
@@ -132,12 +134,23 @@ def _largest_share(store: Store, model: str) -> float:
     return round(max(shares), 4)
 
 
-def show(summary: Summary, console: Console) -> None:
-    """Print the summary as tables."""
-    console.print(_tables(summary))
+def show(summary: Summary, console: Console, *, running: bool) -> None:
+    """Print the summary as tables; addresses are never cut, and `running` says that they answer."""
+    console.print()  # in a file the board above ends without a line break
+    facts, log = _tables(summary)
+    console.print(facts)
+    for name, address in summary.addresses.items():
+        if running or name not in _LIVE:
+            console.print(f"{name}  {address}", markup=False, highlight=False, soft_wrap=True)
+    if not running:
+        console.print(
+            "Nothing runs any more; --keep leaves everything running, with its dashboard."
+        )
+    console.print()
+    console.print(log)
 
 
-def _tables(summary: Summary) -> RenderableType:
+def _tables(summary: Summary) -> tuple[RenderableType, RenderableType]:
     facts = Table.grid(padding=(0, 2))
     ended = (
         "the challenger was worse on live traffic and was rolled back"
@@ -160,12 +173,10 @@ def _tables(summary: Summary) -> RenderableType:
     facts.add_row("time", f"{summary.elapsed_s:.0f} s")
     if summary.restarts:
         facts.add_row("processes restarted", ", ".join(summary.restarts))
-    for name, address in summary.addresses.items():
-        facts.add_row(name, Text(address))
     log = Table(title="What happened", title_justify="left", box=None, padding=(0, 2, 0, 0))
     log.add_column("time (UTC)", style="dim")
     log.add_column("record")
     log.add_column("why")
     for step in summary.transitions:
         log.add_row(step["at"][11:19], f"{step['record']} → {step['to']}", Text(step["reason"]))
-    return Group(facts, "", log)
+    return facts, log

@@ -66,7 +66,7 @@ class Inference:
             known = ", ".join(self._table.models()) or "none yet"
             raise NotServedError(
                 f"no version of {model!r} is in production (models served: {known}); "
-                f"name one with: trimtab model champion {model} VERSION --artifact DIR"
+                f"name one with: trimtab model champion {model} VERSION ARTIFACT"
             )
         return traffic
 

@@ -170,7 +170,7 @@ def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
     # Gauges of a window that is open are looked at when it closes.
     again = [start_ms for start_ms in changed if start_ms < progress.evaluated_to_ms]
     if again or progress.pending:
-        return f"{len(progress.pending) or len(again):,} windows to judge again"
+        return f"{len(progress.pending) or len(again):,} windows to judge again (each at most once in its length, or 60 s)"
     return ""
 
 
