@@ -431,6 +431,46 @@ def test_gaps_and_losses_are_told_apart(store, log):
     assert_balanced(store)
 
 
+def test_what_is_lost_of_a_replay_marks_the_windows_of_its_own_time(store, log):
+    """Records of today that tell of 1995: their Kafka time says nothing of their windows."""
+    past = msgspec.structs.replace(CONTRACT, name="past")
+    apply_contract(store, past, "", "test", T0)
+    then_ms = 800_000_000_000
+
+    def send(model, first_ms, numbers):
+        for i in numbers:
+            one = msgspec.structs.replace(row(i, at=first_ms + i * 1_000), model=model)
+            log.send(IN, one, T0 + i * 1_000)
+
+    def lost(model, from_ms, to_ms):
+        with store.read() as connection:
+            return window_state(connection, model, from_ms, to_ms).lost
+
+    send("past", then_ms, range(40))
+    send("m", T0, range(40))
+    ingest = member(store, log, IN)
+    drain(ingest)
+    ingest.stop()
+    send("past", then_ms, range(40, 60))
+    log.drop_before(IN, 90)  # ten of past are lost
+    ingest = member(store, log, IN, owner="two")
+    drain(ingest)
+    assert entry(store).lost == 10
+    assert lost("past", then_ms, then_ms + 20_000) == 0, "these were sealed"
+    assert lost("past", then_ms + 40_000, then_ms + 50_000) == 10
+    assert lost("past", then_ms + 50_000, then_ms + 60_000) == 10, (
+        "in between they may lie anywhere"
+    )
+    assert lost("past", then_ms + 60_000, then_ms + 70_000) == 0
+    assert lost("m", then_ms + 40_000, then_ms + 50_000) == 0
+    assert lost("m", T0 + 10**9, T0 + 10**9 + 2_000) == 10, "nothing has come of it since"
+    send("m", T0, range(60, 70))
+    drain(ingest)
+    assert lost("m", T0 + 10**9, T0 + 10**9 + 2_000) == 0
+    assert lost("m", T0 + 50_000, T0 + 60_000) == 10
+    assert_balanced(store)
+
+
 def test_late_rows_reopen_their_pane_until_the_seal_and_are_too_late_after(store, log):
     send_rows(log, [row(0, at=T0)])
     log.send(IN, row(1, at=T0 + 9_000), T0 + 9_000)

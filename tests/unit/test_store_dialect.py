@@ -10,8 +10,8 @@ from trimtab.store import tables as t
 from trimtab.store.dialect import in_code_order, lost_a_race
 from trimtab.store.engine import open_store
 from trimtab.store.resources import write_resources
-from trimtab.store.rollups import fold_resources
-from trimtab.windows.rollup import HOUR_MS, Resolution
+from trimtab.store.rollups import fold_gauge_panes
+from trimtab.windows.rollup import HOUR_MS
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_fold_of_gauges_locks_in_the_order_of_a_flush(store):
     }
     with store.write() as connection:
         write_resources(connection, 1, 1, states)
-        assert fold_resources(connection, "m", Resolution.HOUR, HOUR_MS, 100, None) == len(states)
+        assert fold_gauge_panes(connection, "m", None, HOUR_MS, 100) == len(states)
     if store.dialect == "postgresql":
         (locking,) = (one for one in said if "FOR UPDATE" in one and "ORDER BY" in one)
         ordered = locking[locking.index("ORDER BY") :]

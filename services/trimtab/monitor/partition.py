@@ -148,6 +148,8 @@ class OwnedPartition:
         self.versions: set[tuple[str, str]] = set()
         self.sampler = Sampler(claim.partition_id)
         self.has_losses = True  # unknown until the first flush has looked
+        self.lossy: set[str] = set()
+        """Models of which no row has come since something was lost."""
         self._load(views)
 
     def _load(self, views: Views) -> None:
@@ -161,6 +163,7 @@ class OwnedPartition:
             self.revisions = flushes.activations(connection, pid)
             self.held = flushes.held_models(connection, pid)
             self.unread_held = set(self.held)
+            self.lossy = ledger.models_with_open_losses(connection, pid)
             for model, state in self.models.items():
                 if model in views:  # without a contract its rows are ignored
                     state.watermark_ms = watermark_of(views[model].rules, state.newest_ms)
@@ -286,8 +289,11 @@ class OwnedPartition:
                 now_ms,
             )
             ledger.add_loss(connection, pid, self.next_offset, beginning, self.record_ms, now_ms)
+            sealed_ms = {m: s.sealed_ms for m, s in self.models.items() if s.newest_ms > NEVER_MS}
+            ledger.add_loss_ranges(connection, pid, self.next_offset, sealed_ms)
         self.next_offset = beginning
         self.has_losses = True
+        self.lossy |= sealed_ms.keys()
 
     def _prepare(
         self, reading: Reading, next_offset: int, cuts: Mapping[str, ModelCuts], now_ms: int
@@ -614,6 +620,9 @@ class OwnedPartition:
         if self.has_losses and flush.first_record_ms is not None:
             ledger.close_losses(connection, pid, flush.first_record_ms)
             self.has_losses = False
+        if closed := flush.touched_models & self.lossy:
+            ledger.close_loss_ranges(connection, pid, {m: self.models[m].newest_ms for m in closed})
+            self.lossy -= closed
         self.held = (self.held - flush.released) | flush.held.keys()
 
     def _hold(self, connection: Connection, flush: Flush, views: Views, now_ms: int) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from trimtab.errors import ConflictError
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
-from trimtab.store.tables import label_classes, losses, partitions, row_classes
+from trimtab.store.tables import label_classes, loss_ranges, losses, partitions, row_classes
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -255,16 +255,69 @@ def close_losses(connection: Connection, partition_id: int, record_ms: int) -> N
     )
 
 
-def lost_between(connection: Connection, from_ms: int, to_ms: int) -> int:
-    """Return the offsets lost whose records may lie in [from_ms, to_ms), over the monitor's partitions."""
+def add_loss_ranges(
+    connection: Connection, partition_id: int, from_offset: int, sealed_ms: Mapping[str, int]
+) -> None:
+    """Keep from which event time on rows of each model may have been lost: from what it had sealed there."""
+    values = [
+        {"partition_id": partition_id, "from_offset": from_offset, "model": model, "from_ms": ms}
+        for model, ms in sorted(sealed_ms.items())
+    ]
+    if values:
+        connection.execute(insert_for(connection, loss_ranges).on_conflict_do_nothing(), values)
+
+
+def models_with_open_losses(connection: Connection, partition_id: int) -> set[str]:
+    """Return the models of which no row has come since something was lost in this partition."""
+    found = connection.scalars(
+        select(loss_ranges.c.model)
+        .where(loss_ranges.c.partition_id == partition_id, loss_ranges.c.to_ms.is_(None))
+        .distinct()
+    )
+    return set(found)
+
+
+def close_loss_ranges(
+    connection: Connection, partition_id: int, newest_ms: Mapping[str, int]
+) -> None:
+    """Bound what was lost of these models by the newest event time that the next rows of them have brought."""
+    for model, to_ms in sorted(newest_ms.items()):
+        connection.execute(
+            update(loss_ranges)
+            .where(
+                loss_ranges.c.partition_id == partition_id,
+                loss_ranges.c.model == model,
+                loss_ranges.c.to_ms.is_(None),
+            )
+            .values(to_ms=to_ms)
+        )
+
+
+def lost_between(connection: Connection, model: str, from_ms: int, to_ms: int) -> int:
+    """Return the offsets lost whose records may be rows of the model in [from_ms, to_ms).
+
+    By their Kafka timestamps, which those of live traffic are near to; and by the event times that the
+    model had in that partition before and after, which tell of a replay of the past.
+    """
+    ranges = loss_ranges.c
+    of_model = (
+        select(ranges.model)
+        .where(
+            ranges.partition_id == losses.c.partition_id,
+            ranges.from_offset == losses.c.from_offset,
+            ranges.model == model,
+            ranges.from_ms < to_ms,
+            ranges.to_ms.is_(None) | (ranges.to_ms >= from_ms),
+        )
+        .exists()
+    )
+    in_kafka_time = (losses.c.from_ms.is_(None) | (losses.c.from_ms < to_ms)) & (
+        func.coalesce(losses.c.to_ms, losses.c.found_ms) >= from_ms
+    )
     row = connection.execute(
         select(func.coalesce(func.sum(losses.c.to_offset - losses.c.from_offset), 0))
         .join(partitions, partitions.c.id == losses.c.partition_id)
-        .where(
-            partitions.c.consumer == "monitor",
-            (losses.c.from_ms.is_(None)) | (losses.c.from_ms < to_ms),
-            func.coalesce(losses.c.to_ms, losses.c.found_ms) >= from_ms,
-        )
+        .where(partitions.c.consumer == "monitor", in_kafka_time | of_model)
     ).scalar_one()
     return int(row)
 

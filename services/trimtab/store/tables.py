@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -178,6 +179,19 @@ losses = Table(  # offsets that the log had dropped unread, and when their recor
     Column("from_ms", Ms),  # Kafka timestamp of the last record before; null: unknown
     Column("to_ms", Ms),  # of the first record after; null: none has come
     Column("found_ms", Ms, nullable=False),
+)
+
+loss_ranges = Table(  # event times of a model that what was lost may have had
+    "loss_ranges",
+    metadata,
+    Column("partition_id", BigInteger, primary_key=True),
+    Column("from_offset", BigInteger, primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("from_ms", Ms, nullable=False),  # what was sealed there before
+    Column("to_ms", Ms),  # newest event time after the next rows of it; null: none has come
+    ForeignKeyConstraint(
+        ["partition_id", "from_offset"], ["losses.partition_id", "losses.from_offset"]
+    ),
 )
 
 watermarks = Table(

@@ -90,7 +90,7 @@ def window_state(
         panes=len(origin.starts_ms),
         flushes={p.partition_id: p.flush_seq for p in origin.partitions},
         other_cuts_rows=sum(s.rows for series, s in states.items() if series[3] != cuts_id),
-        lost=lost_between(connection, start_ms, end_ms),
+        lost=lost_between(connection, model, start_ms, end_ms),
         digest=_digest(states),
         coarser=coarser,
     )

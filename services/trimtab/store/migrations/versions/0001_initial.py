@@ -814,3 +814,19 @@ def upgrade() -> None:
         ["partition_id", "flush_seq"],
         unique=False,
     )
+    op.create_table(
+        "loss_ranges",
+        sa.Column("partition_id", sa.BigInteger(), nullable=False),
+        sa.Column("from_offset", sa.BigInteger(), nullable=False),
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column("from_ms", sa.BigInteger(), nullable=False),
+        sa.Column("to_ms", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["partition_id", "from_offset"],
+            ["losses.partition_id", "losses.from_offset"],
+            name=op.f("fk_loss_ranges_partition_id_from_offset"),
+        ),
+        sa.PrimaryKeyConstraint(
+            "partition_id", "from_offset", "model", name=op.f("pk_loss_ranges")
+        ),
+    )
