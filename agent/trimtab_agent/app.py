@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy.orm  # noqa: F401 - Optuna and MLflow import it in threads, where one half done fails
 from sqlalchemy import Connection
 
-from trimtab import logs
+from trimtab import logs, structs
 from trimtab.records import RunState
 from trimtab.settings import Settings
 from trimtab.store import baselines
@@ -103,6 +103,7 @@ def run_agent(settings: Settings, stop: threading.Event, ready: Callable[[], Non
 
     A clean stop ends the workers and gives the lease back. After a crash the rows say where to go on.
     """
+    structs.prepare()
     store = open_store(settings.store.url)
     deps = wire(settings, store)
     swept = sweep_parts(deps.artifacts)

@@ -21,7 +21,7 @@ from litestar.static_files import create_static_files_router
 from litestar.template.config import TemplateConfig
 from sqlalchemy.exc import SQLAlchemyError
 
-from trimtab import __version__
+from trimtab import __version__, structs
 from trimtab.api import problems
 from trimtab.api.acts import acting
 from trimtab.api.auth import Asked, authorize
@@ -140,6 +140,7 @@ def run_api(
 
     Raises TrimtabError at once when the port is taken.
     """
+    structs.prepare()
     check_port("api", settings.api.host, settings.api.port)
     store = open_store(settings.store.url)
     migrate.upgrade(store)

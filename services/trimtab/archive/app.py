@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from trimtab import logs
+from trimtab import logs, structs
 from trimtab.archive.writer import Pending, write_files
 from trimtab.arrow import decode_message
 from trimtab.clock import now_ms
@@ -303,6 +303,7 @@ def run_archive(
     A store or a disk that is away is waited for. Raises SourceError for what no retry
     mends, such as a missing codec.
     """
+    structs.prepare()
     store = open_store(settings.store.url)
     upgrade(store)
     kafka = settings.kafka

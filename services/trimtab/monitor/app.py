@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
-from trimtab import logs
+from trimtab import logs, structs
 from trimtab.alerts.delivery import KafkaPublisher, Relay, WebhookTarget
 from trimtab.clock import now_ms
 from trimtab.events.cloudevents import Role
@@ -158,6 +158,7 @@ def run_monitor(settings: Settings, stop: threading.Event, ready: Callable[[], o
     Raises SourceError for what no retry mends, such as a missing codec, and ConflictError when
     `monitor.shards` is not the number that the stored labels were sharded by.
     """
+    structs.prepare()
     store = open_store(settings.store.url)
     with closing(store):
         fix_shards(store, settings.monitor.shards, now_ms())

@@ -17,7 +17,7 @@ from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import HTTPException
 from litestar.params import FromPath, RawBody
 
-from trimtab import __version__, logs
+from trimtab import __version__, logs, structs
 from trimtab.artifacts import Manifest
 from trimtab.errors import TrimtabError
 from trimtab.events.oip import InferResponse, OipError, Tensor, decode_request, encode, rows_of
@@ -301,6 +301,7 @@ def run_serve(
     import uvicorn
     from kafka import KafkaConsumer
 
+    structs.prepare()
     check_port("serve", settings.serve.host, settings.serve.port)
     server = Server(settings)
     kafka = settings.kafka
