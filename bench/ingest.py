@@ -114,7 +114,7 @@ def _read_arrow(value: bytes) -> Any:
 def monitor(task: dict[str, Any]) -> float:
     """CPU seconds of our ingest loop to read, count and commit every message."""
     from trimtab.monitor.ingest import Ingest
-    from trimtab.settings import KafkaSettings
+    from trimtab.settings import KafkaSettings, MonitorSettings
     from trimtab.sources import open_source
     from trimtab.store.engine import open_store
     from trimtab.store.ledger import ledger
@@ -128,7 +128,15 @@ def monitor(task: dict[str, Any]) -> float:
         save_cuts(connection, rig.MODEL, rig.cuts(task["features"]), "bench", 0)
     kafka = KafkaSettings(bootstrap=task["bootstrap"], client=task["client"])
     source = open_source(kafka, uuid.uuid4().hex, POLL)
-    ingest = Ingest(store, source, {task["topic"]: "inference"}, "bench")
+    usual = MonitorSettings().flush_rows
+    # Of few messages the first flush, which is left out, must not be the only one.
+    ingest = Ingest(
+        store,
+        source,
+        {task["topic"]: "inference"},
+        "bench",
+        flush_rows=min(usual, max(1, task["rows"] // 4)),
+    )
     ingest.start()
 
     def until(messages: int) -> int:
@@ -295,8 +303,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, rig.kafka() as bootstrap:
         if asked.quick:
             bench = Bench(bootstrap, 1, Path(folder), None)
-            table |= singles(bench, 40_000, 20, everything=False)
-            table |= columnar(bench, 100_000)
+            table |= singles(bench, 20_000, 20, everything=False)
+            table |= columnar(bench, 60_000)
         else:
             with rig.postgres() as postgres:
                 bench = Bench(bootstrap, asked.rounds, Path(folder), postgres)
