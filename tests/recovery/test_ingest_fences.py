@@ -1284,9 +1284,8 @@ def test_a_failure_without_any_record_rejects_none_and_holds_up_no_other(
     assert_balanced(store)
 
 
-def test_a_record_that_cannot_even_be_rejected_waits_and_is_named_once(
-    store, log, monkeypatch, caplog
-):
+def one_that_cannot_count_id7(store, log, monkeypatch):
+    """A member whose counting fails on one of twenty records that wait; the store knows the model already."""
     send_rows(log, [row(99)])
     drain(member(store, log, IN))
     send_rows(log, [row(i) for i in range(20)])
@@ -1296,13 +1295,20 @@ def test_a_record_that_cannot_even_be_rejected_waits_and_is_named_once(
         assert "id7" not in rows.ids.tolist()
         return real(view, cuts, rows, *rest)
 
-    def full(_connection, _pid, payloads):
-        assert not payloads
-
     monkeypatch.setattr(partition_module, "count_rows", fragile)
-    ingest = member(store, log, IN)
+    return member(store, log, IN)
+
+
+def keeps_nothing(_connection, _pid, payloads):
+    assert not payloads
+
+
+def test_a_record_that_cannot_even_be_rejected_waits_and_is_named_once(
+    store, log, monkeypatch, caplog
+):
+    ingest = one_that_cannot_count_id7(store, log, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(partition_module.flushes, "keep_rejected", full)
+        patch.setattr(partition_module.flushes, "keep_rejected", keeps_nothing)
         for _ in range(200):
             ingest.step(0)
         assert entry(store).next_offset == 8
@@ -1341,22 +1347,9 @@ def test_the_end_of_a_batch_in_trouble_may_lie_behind_its_last_record(store, log
 
 
 def test_a_topic_made_again_has_innocent_records_at_the_offsets_in_trouble(store, log, monkeypatch):
-    send_rows(log, [row(99)])
-    drain(member(store, log, IN))
-    send_rows(log, [row(i) for i in range(20)])
-    real = partition_module.count_rows
-
-    def fragile(view, cuts, rows, *rest):
-        assert "id7" not in rows.ids.tolist()
-        return real(view, cuts, rows, *rest)
-
-    def full(_connection, _pid, payloads):
-        assert not payloads
-
-    monkeypatch.setattr(partition_module, "count_rows", fragile)
-    ingest = member(store, log, IN)
+    ingest = one_that_cannot_count_id7(store, log, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(partition_module.flushes, "keep_rejected", full)
+        patch.setattr(partition_module.flushes, "keep_rejected", keeps_nothing)
         while not ingest.counters["stuck"]:
             ingest.step(0)
     assert ingest._trouble[IN].poison == {8}

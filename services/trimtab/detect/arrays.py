@@ -32,22 +32,26 @@ def from_bytes(data: bytes, kind: type[T]) -> T:
         unpacker = zlib.decompressobj()
         plain = unpacker.decompress(data, MOST_BYTES)
         if not unpacker.eof:
-            raise ArraysError("The stored detector is larger than any; it is damaged.")
+            raise ArraysError(
+                "The stored detector is cut short or too large. Fit the baseline again."
+            )
         return msgspec.msgpack.decode(plain, type=kind, dec_hook=_decode)
     except (zlib.error, msgspec.MsgspecError, ValueError) as error:
-        raise ArraysError(f"This is no stored detector: {error}.") from error
+        raise ArraysError(
+            f"This is no stored detector: {error}. Fit the baseline again."
+        ) from error
 
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         array = value.astype(value.dtype.newbyteorder("<"), copy=False)
         return array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()
-    raise NotImplementedError(type(value).__name__)
+    raise TypeError(f"A {type(value).__name__} has no stored form; arrays, numbers and text have.")
 
 
 def _decode(kind: Any, value: Any) -> Any:
     if get_origin(kind) is not np.ndarray:
-        raise NotImplementedError(str(kind))
+        raise TypeError(f"{kind} has no stored form; arrays, numbers and text have.")
     dtype, shape, body = value
     if dtype not in _KINDS:
         raise ValueError(f"an array of {dtype!r}")
