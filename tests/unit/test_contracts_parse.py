@@ -142,6 +142,7 @@ def test_a_wrong_feature_does_not_blame_the_rules_that_name_it() -> None:
             "needs labels",
         ),
         ('task = "binary"\n[alarms]\nfalse_alarms = "few"', "alarms.false_alarms", "1 per 90 days"),
+        ('task = "binary"\n[windows]\nsegments = ["a=b"]', "windows.segments[0]", "no `=`"),
         (
             'task = "binary"\n[retraining]\nquiet_hours = ["22:00", "25:00"]',
             "retraining.quiet_hours[1]",
