@@ -89,7 +89,12 @@ def label_shift(rng: np.random.Generator, n: int) -> Batch:
     positive = np.flatnonzero(pool.label == 1)
     negative = np.flatnonzero(pool.label == 0)
     wanted = round(1.5 * pool.label.mean() * n)
-    rows = np.concatenate([rng.choice(positive, wanted), rng.choice(negative, n - wanted)])
+    rows = np.concatenate(
+        [
+            rng.choice(positive, wanted, replace=False),
+            rng.choice(negative, n - wanted, replace=False),
+        ]
+    )
     return pool.take(rng.permutation(rows))
 
 

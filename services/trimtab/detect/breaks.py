@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from trimtab.detect.contrasts import Contrasts, Floats, ordinary, rate_count
 from trimtab.detect.diagnosis import Code, Sign, Signs
+from trimtab.detect.observed import Observed
 from trimtab.stats.aggregate import FeatureState, PaneState, mean_sd
 from trimtab.stats.cuts import CategoryCuts, Cuts, ModelCuts, NumericCuts
 
@@ -184,16 +185,16 @@ def heterogeneity(
     inputs = Contrasts(
         tuple(
             source
-            for source in Contrasts.of(cuts, whole).sources
+            for source in Contrasts.of(cuts, Observed(state=whole)).sources
             if not source.name.startswith("output:")
         )
     )
-    total = inputs.measure(whole, cuts)
+    total = inputs.measure(Observed(state=whole), cuts)
     sum_x, sum_n = total.x * total.n, total.n
     signs = []
     # Of two, each differs from the other by as much: only the smaller is named.
     for name in sorted(largest[1:] if len(largest) == 2 else largest):
-        mine = inputs.measure(groups[name], cuts)
+        mine = inputs.measure(Observed(state=groups[name]), cuts)
         others = sum_n - mine.n
         rest = (sum_x - mine.x * mine.n) / np.maximum(others, 1)
         z, effect = _two_means(mine.x, mine.n, rest, others)

@@ -91,6 +91,8 @@ class Sign(Struct, frozen=True, omit_defaults=True, kw_only=True):
     limit: float | None = None
     """What `value` was compared with."""
     onset_ms: int | None = None
+    fresh: bool = True
+    """Whether it was not there before its onset: only then can a deploy have brought it."""
 
 
 Signs = tuple[Sign, ...]
@@ -280,7 +282,7 @@ def _deploy_behind(signs: Sequence[Sign], signals: Signals) -> Deploy | None:
 
 def _coincide(sign: Sign, deploy: Deploy, signals: Signals) -> bool:
     """Whether a sign began in the window of the deploy or the one after: late in a window, it shows later."""
-    if sign.onset_ms is None:
+    if sign.onset_ms is None or not sign.fresh:
         return False
     return abs(sign.onset_ms - deploy.first_seen_ms) <= signals.window_ms
 

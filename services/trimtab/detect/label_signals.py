@@ -44,6 +44,9 @@ LEAST_EFFECT = 0.05
 LEAST_PRIOR_SHIFT = 0.02
 """Total variation between the classes' shares."""
 LEAST_QUALITY_DROP = 0.02
+PIPELINE_Z = 6.0
+LEAST_PIPELINE_CHANGE = 0.1
+"""Labels come otherwise when the share that came in time changed by this much, and significantly."""
 LEAST_ROWS = 100
 """Labelled rows on each side below which nothing is measured."""
 LEAST_OF_CLASS = 30
@@ -113,6 +116,8 @@ class LabelSignals(Struct, frozen=True, kw_only=True):
     """S4 of the labelled rows."""
     quality: Signs | None
     """None where it is not known which answers were right."""
+    label_pipeline: Signs | None = None
+    """See `label_pipeline`."""
 
 
 def label_signals(
@@ -149,6 +154,55 @@ def label_signals(
         score=answers,
         quality=moved.quality(old.right, new.right),
     )
+
+
+class Coming(Struct, frozen=True):
+    """How labels came to rows of one side, labelled or not, n each."""
+
+    delay_ms: Floats
+    """From the row to its label, shape (n,); NaN while there is none."""
+    age_ms: Floats
+    """From the row to the moment of looking, shape (n,)."""
+
+    def share_within(self, limit_ms: float) -> tuple[int, int]:
+        """Return (rows labelled within the limit, rows old enough to be)."""
+        old_enough = self.age_ms >= limit_ms
+        return int((self.delay_ms[old_enough] <= limit_ms).sum()), int(old_enough.sum())
+
+
+def label_pipeline(
+    reference: Coming, window: Coming, onset_ms: int | None = None
+) -> Signs | None:
+    """Say whether labels come another way than they did; None where too few rows are old enough.
+
+    Compared is the share of rows that is labelled within the reference's median delay, and within the delay
+    of 95 % of its labels; only rows that are older than that count.
+    """
+    delays = reference.delay_ms[~np.isnan(reference.delay_ms)]
+    if delays.size < LEAST_ROWS:
+        return None
+    measured, signs = False, []
+    for level, words in ((0.5, "the usual median delay"), (0.95, "the usual longest delay")):
+        limit_ms = float(np.quantile(delays, level, method="inverted_cdf"))
+        (k, n), (j, m) = reference.share_within(limit_ms), window.share_within(limit_ms)
+        if min(n, m) < LEAST_ROWS:
+            continue
+        measured = True
+        p = (k + j) / (n + m)
+        z = (j / m - k / n) / max(math.sqrt(p * (1 - p) * (1 / n + 1 / m)), 1e-9)
+        if abs(z) > PIPELINE_Z and abs(j / m - k / n) > LEAST_PIPELINE_CHANGE:
+            text = f"{j / m:.0%} of rows are labelled within {words}, {k / n:.0%} were (z = {z:.1f})."
+            signs.append(
+                Sign(
+                    code=Code.LABEL_PIPELINE,
+                    subject="labels",
+                    text=text,
+                    value=round(j / m, 4),
+                    limit=round(k / n, 4),
+                    onset_ms=onset_ms,
+                )
+            )
+    return tuple(signs) if measured else None
 
 
 def _check(rows: LabelledRows, features: Sequence[Source]) -> None:
