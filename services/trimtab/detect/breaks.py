@@ -26,8 +26,10 @@ LEAST_ROWS = 50
 COLLAPSED_SHARE = 0.9
 USUAL_SHARE = 0.5
 """A bin that holds this much of the baseline cannot collapse: it is what is usual."""
+NARROW = 0.05
+"""Values in a bin of at most this many usual standard deviations are as good as one value; ... """
 COLLAPSED_SPREAD = 0.01
-"""In an end bin values may differ; collapsed are they below this share of the usual standard deviation."""
+"""... in a wider bin they may differ: collapsed are they below this share of the usual standard deviation."""
 SPREAD_TOLERANCE = math.log(1.25)
 PLACE_TOLERANCE = 0.25
 """How far the mean may be from where the unit puts it, in new standard deviations."""
@@ -87,7 +89,7 @@ def unit_change(cuts: Cuts, window: FeatureState, baseline: FeatureState) -> Uni
 def collapse(cuts: Cuts, window: FeatureState, baseline: FeatureState) -> float | None:
     """Return the share of values that one bin holds where nearly all fell into it; None where not.
 
-    A category's bin is one value; a number's is narrow, but for the two at the ends.
+    A category's bin is one value; a number's is where it is narrow, or where all values hardly vary.
     """
     if _short(cuts, window, baseline):
         return None
@@ -98,11 +100,15 @@ def collapse(cuts: Cuts, window: FeatureState, baseline: FeatureState) -> float 
         return None
     if isinstance(cuts, CategoryCuts):
         return share if place < len(cuts.categories) else None  # `other` is many values
-    if place in (0, counts.size - 1):
-        sd, spread = mean_sd(cuts, window)[1], mean_sd(cuts, baseline)[1]
-        if sd is None or not spread or sd > COLLAPSED_SPREAD * spread:
-            return None
-    return share
+    sd, spread = mean_sd(cuts, window)[1], mean_sd(cuts, baseline)[1]
+    if cuts.atoms[place]:
+        return share
+    if not spread:
+        return None
+    inside = 0 < place < counts.size - 1
+    if inside and cuts.edges[place] - cuts.edges[place - 1] <= NARROW * spread:
+        return share
+    return share if sd is not None and sd <= COLLAPSED_SPREAD * spread else None
 
 
 def risen_rate(
@@ -152,9 +158,7 @@ def broken_values(cuts: ModelCuts, window: PaneState, baseline: PaneState, onset
     return tuple(signs)
 
 
-def _sign(
-    name: str, text: str, onset_ms: int, value: float, limit: float | None = None
-) -> Sign:
+def _sign(name: str, text: str, onset_ms: int, value: float, limit: float | None = None) -> Sign:
     return Sign(
         code=Code.DATA_QUALITY, subject=name, text=text, value=value, limit=limit, onset_ms=onset_ms
     )

@@ -132,6 +132,8 @@ class Signals(Struct, frozen=True, kw_only=True):
     """S4 of the labelled rows alone: under label shift the score must have moved with the labels."""
     deploys: tuple[Deploy, ...] | None = None
     """S9."""
+    serving: str = ""
+    """The version whose answers are judged."""
     canary: Signs | None = None
     """S10: a rollout's evidence of harm."""
     quality: Signs | None = None
@@ -344,52 +346,50 @@ def _by_calibration(signals: Signals) -> _Found:
 
 def _calibrated(signals: Signals) -> _Found:
     """S8 is quiet with enough labels: what moved is P(inputs) alone, or nothing."""
-    features, answers = signals.features or (), signals.answers or ()
-    quality = signals.quality or ()
-    if features:
-        if quality:
-            return _Found(
-                Cause.COVARIATE_HARMFUL,
-                Advice.RETRAIN,
-                f"Inputs moved to where the model is worse ({_subjects(features)}), and quality fell: "
-                "retrain with the new data.",
-                (*features, *answers, *quality),
-            )
-        return _Found(
-            Cause.COVARIATE_BENIGN,
-            Advice.DO_NOTHING,
-            f"Inputs moved ({_subjects(features)}), quality did not suffer: nothing to do. "
-            "Accept the new baseline once it has settled.",
-            (*features, *answers),
-        )
-    if answers:
+    moved, quality = _moved(signals), signals.quality or ()
+    if signals.features == () and signals.answers:
         return _joint(signals)
-    return _quality_alone(signals)
+    if not moved:
+        return _quality_alone(signals)
+    if quality:
+        return _Found(
+            Cause.COVARIATE_HARMFUL,
+            Advice.RETRAIN,
+            f"Inputs moved to where the model is worse ({_subjects(moved)}), and quality fell: "
+            "retrain with the new data.",
+            (*moved, *quality),
+        )
+    return _Found(
+        Cause.COVARIATE_BENIGN,
+        Advice.DO_NOTHING,
+        f"Inputs moved ({_subjects(moved)}), quality did not suffer: nothing to do. "
+        "Accept the new baseline once it has settled.",
+        moved,
+    )
 
 
 def _without_calibration(signals: Signals) -> _Found:
     """What may be said without enough labelled rows."""
-    features, answers = signals.features or (), signals.answers or ()
-    estimate, quality = signals.estimate, signals.quality
-    if not features and answers:
+    moved, estimate, quality = _moved(signals), signals.estimate, signals.quality
+    if signals.features == () and signals.answers:
         return _joint(signals)
-    if not features:
+    if not moved:
         return _quality_alone(signals)
-    names = _subjects(features)
+    names = _subjects(moved)
     if quality:
         return _Found(
             Cause.UNDETERMINED,
             Advice.RETRAIN,
             f"Inputs moved ({names}) and quality fell. Whether the inputs alone explain it "
-            "cannot be told: no labelled rows to compare.",
-            (*features, *answers, *quality),
+            "cannot be told: too few labelled rows to compare.",
+            (*moved, *quality),
         )
     if quality is not None:
         return _Found(
             Cause.COVARIATE_BENIGN,
             Advice.DO_NOTHING,
             f"Inputs moved ({names}), quality did not suffer: nothing to do.",
-            (*features, *answers),
+            moved,
         )
     if not signals.labels_promised:
         return _Found(
@@ -397,7 +397,7 @@ def _without_calibration(signals: Signals) -> _Found:
             Advice.DO_NOTHING,
             f"Inputs moved ({names}). No labels are promised, so harm cannot be shown: no retraining. "
             "A person may look.",
-            (*features, *answers, *(estimate or ())),
+            (*moved, *(estimate or ())),
         )
     if signals.answers == () and estimate == ():
         return _Found(
@@ -405,14 +405,19 @@ def _without_calibration(signals: Signals) -> _Found:
             Advice.DO_NOTHING,
             f"Inputs moved ({names}), the answers did not: nothing to do. Assumes that the same inputs "
             "still mean the same labels.",
-            features,
+            moved,
         )
     return _Found(
         Cause.SUSPECTED_HARM,
         Advice.WAIT_FOR_LABELS,
         f"Inputs moved ({names}); whether it harms, labels must show.",
-        (*features, *answers, *(estimate or ())),
+        (*moved, *(estimate or ())),
     )
+
+
+def _moved(signals: Signals) -> Signs:
+    """S3 and S4; answers alone pass for inputs where no input was measured."""
+    return (*(signals.features or ()), *(signals.answers or ()))
 
 
 def _joint(signals: Signals) -> _Found:

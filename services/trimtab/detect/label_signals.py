@@ -1,4 +1,4 @@
-"""What labelled rows say: did the labels' shares, their look, or the meaning of the inputs change?
+"""What labelled rows say of a change: of the labels' shares, of their look, of the meaning of the inputs.
 
 Reference rows (before the onset) are compared with window rows (since the onset). All tests are two-sample:
 a short reference makes them weaker, not wrong.
@@ -170,9 +170,7 @@ class Coming(Struct, frozen=True):
         return int((self.delay_ms[old_enough] <= limit_ms).sum()), int(old_enough.sum())
 
 
-def label_pipeline(
-    reference: Coming, window: Coming, onset_ms: int | None = None
-) -> Signs | None:
+def label_pipeline(reference: Coming, window: Coming, onset_ms: int | None = None) -> Signs | None:
     """Say whether labels come another way than they did; None where too few rows are old enough.
 
     Compared is the share of rows that is labelled within the reference's median delay, and within the delay
@@ -191,7 +189,9 @@ def label_pipeline(
         p = (k + j) / (n + m)
         z = (j / m - k / n) / max(math.sqrt(p * (1 - p) * (1 / n + 1 / m)), 1e-9)
         if abs(z) > PIPELINE_Z and abs(j / m - k / n) > LEAST_PIPELINE_CHANGE:
-            text = f"{j / m:.0%} of rows are labelled within {words}, {k / n:.0%} were (z = {z:.1f})."
+            text = (
+                f"{j / m:.0%} of rows are labelled within {words}, {k / n:.0%} were (z = {z:.1f})."
+            )
             signs.append(
                 Sign(
                     code=Code.LABEL_PIPELINE,
@@ -298,9 +298,7 @@ class _Moved(Struct, frozen=True):
         )
         return (self._sign(Code.LABEL_PRIOR, f"share of {name!r}", text, p, ALPHA_PRIOR),)
 
-    def conditional(
-        self, table: _Table, old: Ints, new: Ints, classes: Sequence[str]
-    ) -> Signs:
+    def conditional(self, table: _Table, old: Ints, new: Ints, classes: Sequence[str]) -> Signs:
         """S7: the strongest contrast of each feature, over the classes."""
         enough = _common_classes(old, new)
         if not enough or not table.blocks:
@@ -351,7 +349,9 @@ class _Moved(Struct, frozen=True):
             name = _class_name(classes, k)
             if abs(z) > evenly:
                 more = "more" if z > 0 else "less"
-                text = f"{name!r} comes {more} often than the same inputs meant before (z = {z:.1f})."
+                text = (
+                    f"{name!r} comes {more} often than the same inputs meant before (z = {z:.1f})."
+                )
                 intercept.append(self._sign(Code.CALIBRATION, f"{name!r}", text, z, evenly))
             for at, one in zip(owner, c.tolist(), strict=True):
                 subject = table.blocks[at][0]

@@ -111,6 +111,7 @@ def signals_of(
     return Signals(
         **fields,
         deploys=deploys_of(verdicts),
+        serving=next(filter(None, map(_serving, recent)), ""),
         labelled_rows=labelled_rows,
         labels_promised=labels_promised,
         window_ms=newest.window_end_ms - newest.window_start_ms if newest else 3_600_000,
@@ -214,8 +215,7 @@ def deploys_of(verdicts: Sequence[Verdict]) -> tuple[Deploy, ...]:
         if not total:
             continue
         serving = {version for version, n in rows.items() if n >= DEPLOY_SHARE * total}
-        main = max(sorted(rows), key=lambda version: rows[version])
-        now = verdict.figures.get("judged_version") or main
+        now = _serving(verdict)
         if known:
             for version in sorted(serving - known):
                 found[version] = Deploy(version, verdict.window_start_ms, judged or "")
@@ -224,6 +224,13 @@ def deploys_of(verdicts: Sequence[Verdict]) -> tuple[Deploy, ...]:
         known |= serving
         judged = now
     return tuple(sorted(found.values(), key=lambda deploy: deploy.first_seen_ms))
+
+
+def _serving(verdict: Verdict) -> str:
+    """The version whose answers a verdict judges; without one, that of most rows; "" without rows."""
+    rows: Mapping[str, int] = verdict.figures.get("rows_by_version") or {}
+    main = max(sorted(rows), key=lambda version: rows[version], default="")
+    return str(verdict.figures.get("judged_version") or main)
 
 
 def with_labels(signals: Signals, said: LabelSignals | None) -> Signals:
