@@ -9,15 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from msgspec import Struct
 
 from trimtab.detect.breaks import broken_values, heterogeneity
 from trimtab.detect.diagnosis import Cause, Diagnosis, Signals, diagnose
 from trimtab.detect.label_signals import LabelledRows, Source, label_signals
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
-from trimtab.stats.cuts import ModelCuts, NumericCuts, build_numeric_cuts, model_cuts
-from trimtab.stats.cuts import CategoryCuts
+from trimtab.stats.cuts import CategoryCuts, ModelCuts, NumericCuts, build_numeric_cuts, model_cuts
 
 Floats = npt.NDArray[np.float64]
 

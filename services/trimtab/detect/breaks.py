@@ -165,7 +165,8 @@ def _sign(name: str, text: str, onset_ms: int, value: float, limit: float | None
 
 
 def _short(cuts: Cuts, window: FeatureState, baseline: FeatureState) -> bool:
-    return min(ordinary(cuts, window).sum(), ordinary(cuts, baseline).sum()) < LEAST_ROWS
+    rows = min(float(ordinary(cuts, state).sum()) for state in (window, baseline))
+    return rows < LEAST_ROWS
 
 
 # --- groups -------------------------------------------------------------------------------------------

@@ -195,13 +195,10 @@ class _Found(Struct, frozen=True):
 def diagnose(signals: Signals) -> Diagnosis:
     """Say what kind of change the signals show (see the module's text)."""
     firing = signals.firing
-    sure = [
-        found
-        for rule in (_broken_data, _bad_release, _broken_labels)
-        if (found := rule(signals)) is not None
-    ]
-    found = sure or [_shift(signals)]
-    first = min(found, key=lambda one: SAFEST.index(one.advice))
+    asked = (_broken_data(signals), _bad_release(signals), _broken_labels(signals))
+    sure = [one for one in asked if one is not None]
+    causes = sure or [_shift(signals)]
+    first = min(causes, key=lambda one: SAFEST.index(one.advice))
     onsets = [sign.onset_ms for sign in first.signs or firing if sign.onset_ms is not None]
     return Diagnosis(
         cause=first.cause,
@@ -209,7 +206,7 @@ def diagnose(signals: Signals) -> Diagnosis:
         summary=first.summary,
         reasons=firing + _deploy_reason(first, signals),
         onset_ms=min(onsets, default=None),
-        also=tuple(one.cause for one in found if one is not first),
+        also=tuple(one.cause for one in causes if one is not first),
     )
 
 

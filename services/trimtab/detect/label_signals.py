@@ -364,7 +364,8 @@ class _Moved(Struct, frozen=True):
     def drift(self, table: _Table) -> tuple[Signs, Signs]:
         """S3 and S4 of the labelled rows."""
         columns = sum(block.shape[1] for _, block in table.blocks[1:])
-        features, answers = [], []
+        features: list[Sign] = []
+        answers: list[Sign] = []
         for at, (name, block) in enumerate(table.blocks):
             limit = _bound(ALPHA_DRIFT, max(columns if at else block.shape[1], 1))
             z, effect = _strongest(block[: table.old], block[table.old :])
