@@ -175,9 +175,9 @@ def _short(cuts: Cuts, window: FeatureState, baseline: FeatureState) -> bool:
 def heterogeneity(
     cuts: ModelCuts, groups: Mapping[str, PaneState], onset_ms: int, what: str = "version"
 ) -> Signs:
-    """Return which groups differ from the rest in which feature, the largest |z| of each group's feature.
+    """Return the features in which one group differs from the rest, with the group that differs most.
 
-    `groups` are states of the same window by version, producer or partition (`what`); outputs are left out,
+    One group only: the others differ from a rest that holds it. `groups` are states of the same window by version, producer or partition (`what`); outputs are left out,
     because versions are made to answer differently. z is that of two means of independent rows. Groups of
     fewer than `LEAST_ROWS` rows with a value say nothing, and of more than 200 groups the largest count.
 
@@ -196,7 +196,7 @@ def heterogeneity(
     )
     total = inputs.measure(Observed(state=whole), cuts)
     sum_x, sum_n = total.x * total.n, total.n
-    signs = []
+    differing: list[tuple[float, str, str, str, float]] = []
     # Of two, each differs from the other by as much: only the smaller is named.
     for name in sorted(largest[1:] if len(largest) == 2 else largest):
         mine = inputs.measure(Observed(state=groups[name]), cuts)
@@ -206,30 +206,27 @@ def heterogeneity(
         rate_z, rate_effect = _two_shares(
             mine.hits, mine.rows, total.hits - mine.hits, total.rows - mine.rows
         )
-        differing = [
-            (abs(one), source, label, one)
-            for names, scores, effects, least in (
-                (inputs.contrast_names, z, effect, HETEROGENEOUS_EFFECT),
-                (inputs.rate_names, rate_z, rate_effect, HETEROGENEOUS_RATE),
-            )
-            for (source, label), one, size in zip(names, scores.tolist(), effects, strict=True)
-            if abs(one) > HETEROGENEOUS and abs(size) > least
-        ]
-        strongest: dict[str, tuple[float, str, str, float]] = {}
-        for each in sorted(differing, key=lambda each: (-each[0], each[1], each[2])):
-            strongest.setdefault(each[1], each)
-        signs += [
-            Sign(
-                code=Code.HETEROGENEITY,
-                subject=f"{source} of {what} {name}",
-                text=f"{source} of {what} {name} is not like the rest: {label} differs, z = {one:.1f}.",
-                value=one,
-                limit=HETEROGENEOUS,
-                onset_ms=onset_ms,
-            )
-            for _, source, label, one in strongest.values()
-        ]
-    return tuple(signs)
+        for names, scores, effects, least in (
+            (inputs.contrast_names, z, effect, HETEROGENEOUS_EFFECT),
+            (inputs.rate_names, rate_z, rate_effect, HETEROGENEOUS_RATE),
+        ):
+            for (source, label), one, size in zip(names, scores.tolist(), effects, strict=True):
+                if abs(one) > HETEROGENEOUS and abs(size) > least:
+                    differing.append((abs(one), source, label, name, one))
+    strongest: dict[str, tuple[float, str, str, str, float]] = {}
+    for each in sorted(differing, key=lambda each: (-each[0], each[1:4])):
+        strongest.setdefault(each[1], each)
+    return tuple(
+        Sign(
+            code=Code.HETEROGENEITY,
+            subject=f"{source} of {what} {name}",
+            text=f"{source} of {what} {name} is not like the rest: {label} differs, z = {one:.1f}.",
+            value=one,
+            limit=HETEROGENEOUS,
+            onset_ms=onset_ms,
+        )
+        for _, source, label, name, one in strongest.values()
+    )
 
 
 def _two_means(a: Floats, n: Floats, b: Floats, m: Floats) -> tuple[Floats, Floats]:

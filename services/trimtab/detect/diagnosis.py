@@ -99,7 +99,7 @@ Signs = tuple[Sign, ...]
 
 
 class Deploy(Struct, frozen=True):
-    """When a version was first seen in traffic, in event time."""
+    """When a version was first seen in traffic: the start of that window, event time."""
 
     version: str
     first_seen_ms: int
@@ -280,10 +280,10 @@ def _deploy_behind(signs: Sequence[Sign], signals: Signals) -> Deploy | None:
 
 
 def _coincide(sign: Sign, deploy: Deploy, signals: Signals) -> bool:
-    """Whether a sign began in the window of the deploy or the one after: late in a window, it shows later."""
+    """Whether a sign began in the deploy's first window or the next: late in a window, it shows later."""
     if sign.onset_ms is None or not sign.fresh:
         return False
-    return abs(sign.onset_ms - deploy.first_seen_ms) <= signals.window_ms
+    return 0 <= sign.onset_ms - deploy.first_seen_ms <= signals.window_ms
 
 
 def _deploy_reason(found: _Found, signals: Signals) -> Signs:
