@@ -131,7 +131,7 @@ def signs_of(judged: Judged, code: Code) -> Signs:
         text = f"{finding.figure} breaks the rule `{finding.rule}`."
     else:
         text = f"{finding.figure} is {finding.value:.4g}, which meets the rule `{finding.rule}`."
-    return (_sign(judged, code, finding.figure, text),)
+    return (_sign(judged, code, _source(finding.figure), text),)
 
 
 def _sign(judged: Judged, code: Code, subject: str, text: str) -> Sign:
@@ -176,9 +176,9 @@ def _moved(judged: Judged, code: Code) -> Signs:
 
 
 def _source(figure: str) -> str:
-    """Return the feature or output that a detector's figure is about: of `detector(income)`, income."""
-    inner = figure.removeprefix(f"{DETECTOR_FIGURE}(")
-    name = inner.removesuffix(")") if inner != figure else figure
+    """Return the feature or output that a figure is about: of `psi(income)`, income; `accuracy` is itself."""
+    _, bracket, inner = figure.partition("(")
+    name = inner.removesuffix(")") if bracket else figure
     return name.removeprefix("output:")
 
 
