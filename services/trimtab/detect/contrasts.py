@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from trimtab.contracts.model import Contract
 from trimtab.detect.observed import Observed
 from trimtab.stats.aggregate import FeatureState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
@@ -157,6 +158,17 @@ class Contrasts(Struct, frozen=True):
             np.array(hits, dtype=np.float64),
             np.array(rows, dtype=np.float64),
         )
+
+
+def bounds_of(contract: Contract) -> dict[str, tuple[str, ...]]:
+    """Return the bounds that a contract declares, by feature: whose breaches are rates."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, feature in contract.features.items():
+        sides = (("below_min", feature.min), ("above_max", feature.max))
+        named = tuple(side for side, limit in sides if limit is not None)
+        if named:
+            found[name] = named
+    return found
 
 
 def ordinary(cut: Cuts, state: FeatureState) -> Floats:
