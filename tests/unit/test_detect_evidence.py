@@ -121,7 +121,7 @@ def test_a_constant_feature_has_no_contrast():
 
 
 def test_weights_sum_to_one_and_answers_have_a_fifth():
-    features = contrasts_of(3, 1).sources
+    features = contrasts_of(4, 1).sources
     score = contrasts_of(1, 0).sources[0]
     renamed = SourceContrasts(
         name="output:score",
@@ -129,6 +129,8 @@ def test_weights_sum_to_one_and_answers_have_a_fifth():
         labels=score.labels,
         weights=score.weights,
         rates=score.rates,
+        kind="prediction",
+        origin="output",
     )
     both = Contrasts((*features, renamed))
     weights, rates = both.weights()
