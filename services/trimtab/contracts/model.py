@@ -172,6 +172,9 @@ class Alarms(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     false_alarms: str | None = None
     """Such as "1 per 90 days"; default: the model's share of the fleet's budget."""
+    smallest_shift: float = 0.05
+    """What the detector calls a change: more than this, in standard deviations of a row. 0.02 is sensitive, and wants
+    two weeks of reference."""
     rules: tuple[str, ...] = ()
     """Such as "accuracy < 0.90 in 3 of 4" or "psi(income) > 0.2 in 2 of 3"."""
     webhooks: tuple[str, ...] = ()

@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from trimtab.stats.aggregate import FeatureState, PaneState
+from trimtab.contracts.model import Contract
+from trimtab.detect.observed import Observed
+from trimtab.stats.aggregate import FeatureState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
 
 Floats = npt.NDArray[np.float64]
@@ -77,17 +79,18 @@ class Contrasts(Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, cuts: ModelCuts, baseline: PaneState, bounded: Mapping[str, Sequence[str]] = {}
+        cls, cuts: ModelCuts, baseline: Observed, bounded: Mapping[str, Sequence[str]] = {}
     ) -> "Contrasts":
         """Build them from the baseline's counts. `bounded` names the bounds a feature has: below_min, above_max.
 
         A source without a value in the baseline has rates only.
         """
         named = [
-            (name, feature, baseline.features.get(name)) for name, feature in cuts.feature.items()
+            (name, feature, baseline.state.features.get(name))
+            for name, feature in cuts.feature.items()
         ]
         named += [
-            (f"output:{name}", output, baseline.outputs.get(name))
+            (f"output:{name}", output, baseline.state.outputs.get(name))
             for name, output in cuts.output.items()
         ]
         return cls(
@@ -128,7 +131,7 @@ class Contrasts(Struct, frozen=True):
             rates += [share * RATE_WEIGHT / max(len(source.rates), 1)] * len(source.rates)
         return np.array(contrasts), np.array(rates)
 
-    def measure(self, state: PaneState, cuts: ModelCuts) -> Measured:
+    def measure(self, window: Observed, cuts: ModelCuts) -> Measured:
         """Read a window's counts. A source that the window lacks has no rows."""
         x: list[Floats] = []
         n: list[float] = []
@@ -137,7 +140,7 @@ class Contrasts(Struct, frozen=True):
         for source in self.sources:
             is_output = source.name.startswith("output:")
             name = source.name.removeprefix("output:")
-            found = (state.outputs if is_output else state.features).get(name)
+            found = (window.state.outputs if is_output else window.state.features).get(name)
             cut = (cuts.output if is_output else cuts.feature)[name]
             counts = np.zeros(source.matrix.shape[0])
             if found is not None:
@@ -155,6 +158,17 @@ class Contrasts(Struct, frozen=True):
             np.array(hits, dtype=np.float64),
             np.array(rows, dtype=np.float64),
         )
+
+
+def bounds_of(contract: Contract) -> dict[str, tuple[str, ...]]:
+    """Return the bounds that a contract declares, by feature: whose breaches are rates."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, feature in contract.features.items():
+        sides = (("below_min", feature.min), ("above_max", feature.max))
+        named = tuple(side for side, limit in sides if limit is not None)
+        if named:
+            found[name] = named
+    return found
 
 
 def ordinary(cut: Cuts, state: FeatureState) -> Floats:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import merge_states, usable
+from trimtab.detect.observed import Observed
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.stats.aggregate import PaneState
 from trimtab.stats.cuts import (
@@ -95,6 +96,24 @@ def has_baseline(connection: Connection, baseline_id: int) -> bool:
 def baselines_of(source: Store | Connection, model: str) -> list[BaselineRow]:
     """Return a model's baselines, oldest first; the draft (number 0), if any, among them."""
     return _select(source, baselines.c.model == model)
+
+
+def observed_windows(connection: Connection, baseline_id: int) -> list[tuple[int, Observed]]:
+    """Return (window start in ms, all that was counted) of a baseline's windows, oldest first."""
+    rows = connection.execute(
+        select(baseline_windows)
+        .where(baseline_windows.c.baseline_id == baseline_id)
+        .order_by(baseline_windows.c.window_start_ms)
+    ).all()
+    return [
+        (
+            row.window_start_ms,
+            Observed(state=PaneState.from_bytes(bytes(row.state)))
+            if row.beside is None
+            else Observed.from_bytes(bytes(row.state), bytes(row.beside)),
+        )
+        for row in rows
+    ]
 
 
 def windows_of(
@@ -215,7 +234,7 @@ def _contract(connection: Connection, model: str) -> Contract:
 def add_baseline(
     connection: Connection,
     model: str,
-    windows: Sequence[tuple[int, PaneState]],
+    windows: Sequence[tuple[int, Observed]],
     length_ms: int,
     source: str,
     notes: Mapping[str, Any],
@@ -227,7 +246,7 @@ def add_baseline(
 
     `dated` is false when the windows' starts mean nothing (a file without a time column).
     """
-    merged = merge_states(state for _, state in windows)
+    merged = merge_states(one.state for _, one in windows)
     if merged is None:
         raise TrimtabError("A baseline needs at least one window with rows; give a longer range.")
     number = connection.scalar(
@@ -257,10 +276,11 @@ def add_baseline(
             {
                 "baseline_id": baseline_id,
                 "window_start_ms": start,
-                "state": state.to_bytes(),
-                "rows": state.rows,
+                "state": one.state.to_bytes(),
+                "beside": one.beside_bytes(),
+                "rows": one.state.rows,
             }
-            for start, state in windows
+            for start, one in windows
         ],
     )
     restore(connection, model, int(baseline_id))
@@ -338,8 +358,9 @@ def _stored_windows(
     from_ms: int,
     to_ms: int,
     version: str | None,
-) -> list[tuple[int, PaneState]]:
-    from trimtab.store.window_state import window_state
+) -> list[tuple[int, Observed]]:
+    from trimtab.store.resources import window_gauges
+    from trimtab.store.window_state import segment_states, window_state
 
     cuts = active_cuts(connection, model)
     length_ms = contract.windows.length_ms
@@ -357,7 +378,13 @@ def _stored_windows(
             if version is not None:
                 answered = found.by_version.get(version)
                 state = replace(state, outputs={} if answered is None else answered.outputs)
-            windows.append((start_ms, state))
+            end_ms = start_ms + length_ms
+            one = Observed(
+                state=state,
+                resources=window_gauges(connection, model, start_ms, end_ms),
+                segments=segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+            )
+            windows.append((start_ms, one))
     return windows
 
 
@@ -378,7 +405,7 @@ def draft(connection: Connection, model: str, cuts_id: str) -> BaselineRow | Non
 def extend_draft(
     connection: Connection,
     model: str,
-    windows: Sequence[tuple[int, PaneState]],
+    windows: Sequence[tuple[int, Observed]],
     wanted: int,
     length_ms: int,
     now_ms: int,
@@ -387,7 +414,8 @@ def extend_draft(
 
     Windows of other cuts than the draft's start a new one; further windows than wanted are left out.
     """
-    for start_ms, state in windows:
+    for start_ms, one in windows:
+        state = one.state
         row = draft(connection, model, state.cuts_id) or _new_draft(
             connection, model, state.cuts_id, now_ms
         )
@@ -398,6 +426,7 @@ def extend_draft(
                 baseline_id=row.id,
                 window_start_ms=start_ms,
                 state=state.to_bytes(),
+                beside=one.beside_bytes(),
                 rows=state.rows,
             )
         )
@@ -489,7 +518,7 @@ def fit_from_file(
     built = build_cuts(contract, table.features, table.prediction, table.score)
     length_ms = contract.windows.length_ms
     windows = [
-        (start_ms, observe_reference(built, contract, table, rows))
+        (start_ms, Observed(state=observe_reference(built, contract, table, rows)))
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}
