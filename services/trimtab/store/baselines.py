@@ -177,7 +177,7 @@ def build_cuts(
     declared classes, else those seen), of a regression numbers; scores are numbers.
     """
     named: list[tuple[str, Cuts]] = []
-    for name, feature in contract.features.items():
+    for name, feature in contract.watched.items():
         values = features.get(name, ())
         if feature.kind == "category":
             named.append((name, build_category_cuts(values, feature.values or None)))
