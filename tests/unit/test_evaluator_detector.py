@@ -14,6 +14,7 @@ from trimtab.records import AlertState, Kind, Outcome, Reason
 from trimtab.store import alerts, baselines, verdicts
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
+from trimtab.store.models import active_cuts
 from trimtab.store.tables import detector_states, metadata
 from trimtab.testing.series import SeriesWriter
 
@@ -245,6 +246,39 @@ def test_a_short_reference_gives_no_detector_and_says_what_it_needs(local):
     assert row.fitted is None
     assert row.refused.startswith("the baseline holds 12 windows; the detector needs 48")
     assert world.verdict(19).figures["detector"]["reason"] == row.refused
+
+
+def test_a_file_without_times_gives_the_figures_and_traffic_the_detector(local, tmp_path):
+    world = World(local, contract(reference=Reference(from_="training.csv", windows=50)))
+    training = tmp_path / "training.csv"
+    rng = np.random.default_rng(11)
+    columns = (
+        rng.normal(size=3_000),
+        rng.exponential(size=3_000),
+        rng.choice(list("abc"), 3_000),
+        rng.choice(["a", "b"], 3_000),
+    )
+    lines = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+    training.write_text("\n".join(["x,y,c,answer", *lines]))
+    fitted = baselines.fit_from_file(
+        local, "m", str(training), prediction_column="answer", now_ms=world.now_ms
+    )
+    with local.read() as connection:
+        world.writer.cuts = active_cuts(connection, "m")
+
+    world.go(10)
+    early = world.verdict(9)
+    assert early.figures["detector"]["reason"].startswith("calibrating: 9 of 50 windows")
+    assert early.outcome is Outcome.CANNOT_TELL
+    assert early.evidence.baseline_id == fitted
+
+    world.go(45)
+    late = world.verdict(54)
+    assert late.evidence.baseline_id == fitted, "figures stay those against the file"
+    assert late.figures["detector"]["evidence"] >= 0
+    assert late.outcome is Outcome.OK
+    world.go(5, shift=1.0)
+    assert world.verdict(world.next - 1).outcome is Outcome.ALARM
 
 
 def test_new_windows_wait_for_a_detector_that_is_being_fitted(local, monkeypatch):

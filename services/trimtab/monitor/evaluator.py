@@ -40,7 +40,7 @@ from trimtab.monitor.quiet import Quiet, closed_to
 from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.store import alerts, baselines
-from trimtab.store.baselines import active_baseline_id
+from trimtab.store.baselines import detector_baseline_id
 from trimtab.store.detectors import add_detector, has_detector, save_states
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
@@ -236,7 +236,7 @@ class Evaluator:
         model, contract = row.contract.name, row.contract
         budget, recipe = self._budget(contract), recipe_of(contract)
         with self._store.read() as connection:
-            baseline_id = active_baseline_id(connection, model)
+            baseline_id = detector_baseline_id(connection, model)
             if baseline_id is None or has_detector(connection, model, baseline_id, recipe):
                 return True
         wanted = Wanted(model, baseline_id, recipe)
