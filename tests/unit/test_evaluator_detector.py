@@ -330,6 +330,25 @@ def test_a_new_baseline_of_few_windows_inherits_what_is_usual(local):
     assert open_alerts(local) == []
 
 
+def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(local):
+    world = World(local)
+    world.go(REFERENCE)
+    world.go(20, shift=0.8)
+    since = REFERENCE + 4
+    baselines.rebase(local, "m", world.at(since), world.at(REFERENCE + 20), "rebase", world.now_ms)
+    world.go(since + 167 - world.next, shift=0.8)
+    assert [b.source for b in baselines.baselines_of(local, "m")] == ["traffic", "rebase"]
+    world.go(3, shift=0.8)
+    grown = baselines.baselines_of(local, "m")[-1]
+    assert grown.source.startswith("grown:")
+    assert 168 <= grown.windows <= 170
+    with local.read() as connection:
+        fitted = detectors_of(connection, "m")[-1].fitted
+    assert not fitted.inherited
+    assert fitted.certificate is not None
+    assert world.verdict(world.next - 1).figures["detector"]["id"] == 3
+
+
 def test_the_budget_of_the_contract_is_the_detectors(local):
     world = World(local, contract(alarms=Alarms(false_alarms="1 per 90 days")))
     world.go(REFERENCE + 1)

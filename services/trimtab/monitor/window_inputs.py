@@ -68,6 +68,7 @@ class ModelReader:
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
         self._wants_windows = False
+        self._from_ms: dict[int, int | None] = {}
         self.detector: DetectorRow | None = None
         """What new windows are judged by; None while it is not made, or there is no baseline."""
         self.windows_per_alarm = 0.0
@@ -109,6 +110,17 @@ class ModelReader:
         return wanting and baselines.is_undated(connection, active)
 
     @property
+    def provisional_from_ms(self) -> int | None:
+        """Start of the first window of the active baseline."""
+        baseline_id = None if self.baseline is None else self.baseline.id
+        return None if baseline_id is None else self._from_ms[baseline_id]
+
+    def has_open(self, detector_id: int) -> bool:
+        """Whether the newest state of this tick has a source with an open alarm."""
+        mine = [start_ms for each, start_ms in self.states if each == detector_id]
+        return bool(mine) and bool(self.states[detector_id, max(mine)][0].muted)
+
+    @property
     def gathering(self) -> bool:
         """Whether closed windows still go into a baseline from traffic."""
         return self._wants_windows and self.cuts is not None
@@ -123,6 +135,7 @@ class ModelReader:
             self._baselines[baseline_id] = Baseline(
                 row.state, row.windows, self.contract.reference.windows, row.id
             )
+            self._from_ms[baseline_id] = row.from_ms
         return self._baselines[baseline_id]
 
     def head(self, connection: Connection, start_ms: int) -> Head | None:
