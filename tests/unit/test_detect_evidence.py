@@ -12,14 +12,10 @@ from plain_detector import PlainContrast, plain_cap
 from trimtab.detect import arrays
 from trimtab.detect.calibration import Calibration, fit, rebased, slots_of
 from trimtab.detect.certificate import certify, expected_delay
-from trimtab.detect.contrasts import (
-    Contrasts,
-    Measured,
-    SourceContrasts,
-    category_contrasts,
-    numeric_contrasts,
-)
+from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, State
+from trimtab.detect.orthonormal import category_contrasts, numeric_contrasts
+from trimtab.detect.sources import SourceContrasts
 
 HOUR = 3_600_000
 START = 1_700_006_400_000

@@ -13,8 +13,9 @@ import numpy as np
 from msgspec import Struct
 
 from trimtab.detect.calibration import LAMBDAS, Calibration
-from trimtab.detect.contrasts import Contrasts, Floats, Measured
+from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import MOST, SIGNS, Detector, log_ratios
+from trimtab.detect.orthonormal import Floats
 
 BLOCK_WINDOWS = 24
 CHAINS = 32

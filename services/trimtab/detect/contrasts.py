@@ -17,13 +17,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from trimtab.detect.observed import Observed
-from trimtab.detect.orthonormal import Floats as Floats
-from trimtab.detect.orthonormal import category_contrasts as category_contrasts
-from trimtab.detect.orthonormal import numeric_contrasts as numeric_contrasts
-from trimtab.detect.sources import Skipped as Skipped
-from trimtab.detect.sources import SourceContrasts as SourceContrasts
-from trimtab.detect.sources import bounds_of as bounds_of
-from trimtab.detect.sources import read, sources_of
+from trimtab.detect.orthonormal import Floats
+from trimtab.detect.sources import Skipped, SourceContrasts, read, sources_of
 from trimtab.stats.cuts import ModelCuts
 
 SHARES = {
@@ -110,6 +105,10 @@ class Contrasts(Struct, frozen=True):
         """Return the part of each contrast's weight that a rise and a fall have, shape (K, 2)."""
         parts = [(1.0, 0.0) if s.directed else (0.5, 0.5) for s in self.sources for _ in s.labels]
         return np.array(parts).reshape(-1, 2)
+
+    def directed(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts have evidence in their rise alone, shape (K,)."""
+        return np.array([s.directed for s in self.sources for _ in s.labels], dtype=np.bool_)
 
     def least_rows(self, min_rows: int) -> Floats:
         """Return the values that each contrast needs in a window to be read, shape (K,)."""

@@ -25,7 +25,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trimtab.detect.calibration import LAMBDAS, Calibration
-from trimtab.detect.contrasts import Contrasts, Floats, Measured
+from trimtab.detect.contrasts import Contrasts, Measured
+from trimtab.detect.orthonormal import Floats
 
 SIGNS = np.array([1.0, -1.0])
 RATE_STEPS = np.array([0.01, 0.03, 0.1, 0.3])

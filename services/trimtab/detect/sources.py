@@ -25,6 +25,7 @@ from trimtab.detect.observed import Observed
 from trimtab.detect.orthonormal import (
     RATE_WEIGHT,
     Floats,
+    angle,
     category_contrasts,
     numeric_contrasts,
     rising_contrasts,
@@ -81,6 +82,8 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     """`column=value` of the segment whose rows are counted; None: all rows."""
     ends: tuple[int, ...] = ()
     """Of log buckets: the last bucket of each bin but the last, whose end is open."""
+    shares: int = 0
+    """The last so many contrasts are shares of rows, read as angles (`orthonormal.angle`)."""
     directed: bool = False
     """Only a rise of its contrasts is evidence."""
     least_rows: int | None = None
@@ -161,7 +164,7 @@ def sources_of(
                 Skipped(name, f"{usual:.3g} values in a usual window; it needs {wanted}")
             )
         else:
-            sources.append(_rising(name, origin, column, histogram, usual, least))
+            sources.append(_rising(name, origin, column, histogram, least))
     if baseline.state.rows:
         sources.append(_volume())
         sources.append(_rows())
@@ -204,11 +207,10 @@ def _rising(
     origin: Origin,
     column: str,
     state: LogHistogram,
-    usual_rows: float,
     least_rows: int | None,
 ) -> SourceContrasts:
     ends = bucket_ends(state)
-    matrix, labels, weights = rising_contrasts(bucket_counts(ends, state), usual_rows)
+    matrix, labels, weights = rising_contrasts(bucket_counts(ends, state))
     return SourceContrasts(
         name=name,
         matrix=matrix,
@@ -219,6 +221,7 @@ def _rising(
         origin=origin,
         column=column,
         ends=ends,
+        shares=sum(label != "location" for label in labels),
         directed=True,
         least_rows=least_rows,
     )
@@ -371,6 +374,9 @@ def _read_column(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> 
 
 def _read_buckets(source: SourceContrasts, state: LogHistogram) -> Reading:
     x, n = _means(source.matrix, bucket_counts(source.ends, state))
+    linear = source.size - source.shares
+    if n:
+        x[linear:] = angle(x[linear:], n)
     hits = [state.invalid] * len(source.rates)
     return Reading(x, n, hits, state.count + state.invalid)
 
