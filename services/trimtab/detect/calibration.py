@@ -12,7 +12,8 @@ Notation
     f        how much longer-run variance exceeds that of independent E; of directed contrasts times `upper_tail`
     c        1 + 2 sqrt(2 / m_eff), for tau2 is an estimate, m_eff = m (1 - rho²) / (1 + rho²)
     s        vr f c: the variance of an innovation is v(n) s
-    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu)
+    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu); of directed contrasts at least
+             sqrt(tau2), what windows usually differ by: less is no worse latency
 Sources: statistics B2; whitening under autocorrelation: Johnson & Bagshaw 1974.
 """
 
@@ -53,7 +54,6 @@ BLOCKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEAST_BLOCKS = 12
 MOST_RHO = 0.95
 MOST_EXPONENT = 500.0
-TAU=1.0
 LAMBDAS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
 """Sizes of change that are looked for, in standard deviations of a window."""
 FLOOR_ERRORS = 3.0
@@ -306,7 +306,7 @@ def _fit_contrasts(
         "innovation": innovation,
         "marginal": f * c,
         "floor": np.maximum(
-            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, TAU*np.sqrt(tau2), 0)
+            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, np.sqrt(tau2), 0)
         ),
         "gap": LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
     }
