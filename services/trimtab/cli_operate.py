@@ -28,6 +28,7 @@ from trimtab.records import Alert, Role, Rollout, Run
 from trimtab.settings import show
 from trimtab.store import overview
 from trimtab.store.alerts import open_alerts
+from trimtab.store.detector_view import fleet_budgets
 from trimtab.store.verdicts import latest_verdicts
 
 alert_app = typer.Typer(help="Conditions people should know of.", no_args_is_help=True)
@@ -466,6 +467,8 @@ def status(
                 for alert in own:
                     errors.print(f"[bold red]trimtab itself:[/] {alert.summary}")
                 console.print(_totals(page), style="dim")
+                fleet = loaded(context).settings.alarms.false_alarms
+                console.print(_budget(*fleet_budgets(store, fleet)), style="dim")
                 console.print(_monitor(overview.monitor_pulse(store)), style="dim")
             if not watch:
                 break
@@ -479,6 +482,12 @@ def _totals(page: list[overview.ModelStatus]) -> str:
     models = f"{len(page)} {'model' if len(page) == 1 else 'models'}"
     opened = f"{alerts} open {'alert' if alerts == 1 else 'alerts'}"
     return f"{models}, {opened}, {when(now_ms())} UTC"
+
+
+def _budget(false_alarms: float, models: int) -> str:
+    """What the detectors of the fleet may raise in all."""
+    over = "the model's detector" if models == 1 else f"the detectors of {models} models"
+    return f"false-alarm budget: {false_alarms:.3g} per 30 days over {over}"
 
 
 def _monitor(pulse: overview.Pulse) -> str:

@@ -28,7 +28,7 @@ from trimtab.detect.calibration import calibrate, fit
 from trimtab.detect.certificate import certify
 from trimtab.detect.contrasts import Contrasts
 from trimtab.detect.observed import Observed
-from trimtab.detect.sources import SEGMENT_CONTRASTS_MOST, bounds_of
+from trimtab.detect.sources import SEGMENT_CONTRASTS_MOST, bounds_of, share_moved
 from trimtab.records import Kind
 from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import CategoryCuts, model_cuts
@@ -463,3 +463,20 @@ def test_a_category_below_five_percent_of_a_segment_has_no_contrast_there():
     contrasts = Contrasts.of(cuts, Observed(state=rows, segments={"s=x": rows}))
     assert source(contrasts, "segment s=x:kind").labels == ("category a", "category b")
     assert source(contrasts, "kind").labels == ("category a", "category b", "category c")
+
+
+def test_effects_of_indicators_are_told_as_shares(detector):
+    latencies = source(detector.contrasts, "latency_ms")
+    usual, same = share_moved(latencies, "above p95", 0.0)
+    assert same == pytest.approx(usual)
+    assert 0.03 < usual <= 0.05
+    values = np.exp(3 + 0.5 * np.random.default_rng(14).normal(size=4_000))
+    values[:600] *= 8
+    contrasts = detector.contrasts
+    place = contrasts.contrast_names.index(("latency_ms", "above p95"))
+    window = Observed(state=PaneState(CUTS.cuts_id, latency_ms=latency(values).state.latency_ms))
+    effect = contrasts.measure(window, CUTS).x[place] - detector.calibration.mu[0, place]
+    assert share_moved(latencies, "above p95", effect)[1] == pytest.approx(0.19, abs=0.02)
+    web = share_moved(source(contrasts, "channel"), "category web", 0.2)
+    assert web == pytest.approx((0.6, 0.6 + 0.2 * sqrt(0.24)), abs=0.01)
+    assert share_moved(source(contrasts, "income"), "location", 0.2) is None

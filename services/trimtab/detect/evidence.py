@@ -77,10 +77,31 @@ class Recursion(Struct, frozen=True):
         return replace(self, m=np.where(where, 0, self.m))
 
 
+class Moved(Struct, frozen=True, kw_only=True):
+    """One source that stands out."""
+
+    source: str
+    what: str
+    """The contrast or rate with most evidence, such as `location`, `category web` or `missing`."""
+    share: float
+    """Its part of the whole evidence."""
+    onset_ms: int
+    """Start of the window since when it has moved, by its strongest recursion."""
+    windows: int
+    """Windows since the onset."""
+    effect: float
+    """Mean residual since the onset, in standard deviations of a row; of a rate its share since the onset."""
+    error: float
+    """Two standard errors of `effect`."""
+    usual: float
+    """What `effect` is without a change: 0; of a rate its share in the reference."""
+
+
 class Muted(Struct, frozen=True):
     """A source with an open alarm: it has no weight until it is as it was, or has a new baseline."""
 
-    onset_ms: int
+    moved: Moved
+    """How it stood out when it alarmed."""
     residuals: Floats
     """Residuals of its contrasts over the last windows, shape (up to 24, its contrasts)."""
     rates: Floats
@@ -146,26 +167,6 @@ def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Flo
     log: Floats = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
     tempered: Floats = log / calibration.dispersion[:, None]
     return tempered
-
-
-class Moved(Struct, frozen=True, kw_only=True):
-    """One source that stands out."""
-
-    source: str
-    what: str
-    """The contrast or rate with most evidence, such as `location`, `category web` or `missing`."""
-    share: float
-    """Its part of the whole evidence."""
-    onset_ms: int
-    """Start of the window since when it has moved, by its strongest recursion."""
-    windows: int
-    """Windows since the onset."""
-    effect: float
-    """Mean residual since the onset, in standard deviations of a row; of a rate its share since the onset."""
-    error: float
-    """Two standard errors of `effect`."""
-    usual: float
-    """What `effect` is without a change: 0; of a rate its share in the reference."""
 
 
 class Said(Struct, frozen=True, kw_only=True):
@@ -393,9 +394,11 @@ class Detector:
         for one in moved:
             place = self.names.index(one.source)
             muted[one.source] = Muted(
-                one.onset_ms,
+                one,
                 np.zeros((0, int((self.source == place).sum()))),
                 np.zeros((0, 2, int((self.rate_source == place).sum()))),
             )
         empty = self.start()
-        return replace(state, contrasts=empty.contrasts, rates=empty.rates, muted=muted)
+        return replace(
+            state, contrasts=empty.contrasts, rates=empty.rates, muted=dict(sorted(muted.items()))
+        )

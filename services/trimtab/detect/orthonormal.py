@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-SMOOTH = 4
+SMOOTH_LABELS = ("location", "spread", "skew", "tails")
+SMOOTH = len(SMOOTH_LABELS)
 OCTILES = 8
 LEAST_SHARE = 0.001
 """A category below this share of the baseline has no contrast of its own."""
@@ -52,7 +53,7 @@ def numeric_contrasts(counts: Floats) -> Columns:
     local = [_indicator(p, group == g) for g in range(groups)]
     labels = [f"octile {g + 1} of {groups}" for g in range(groups) if local[g] is not None]
     columns = [column for column in local if column is not None]
-    names = ("location", "spread", "skew", "tails")[: smooth.shape[1]]
+    names = SMOOTH_LABELS[: smooth.shape[1]]
     weights = [SMOOTH_WEIGHT / len(names)] * len(names)
     weights += [LOCAL_WEIGHT / max(len(columns), 1)] * len(columns)
     return np.column_stack([smooth, *columns]), (*names, *labels), tuple(weights)
@@ -65,7 +66,7 @@ def smooth_contrasts(counts: Floats, degree: int) -> Columns:
         return np.zeros((counts.size, 0)), (), ()
     p = counts / counts.sum()
     matrix = _polynomials(p, 2 * (np.cumsum(p) - p / 2) - 1, min(degree, filled - 1))
-    names = ("location", "spread", "skew", "tails")[: matrix.shape[1]]
+    names = SMOOTH_LABELS[: matrix.shape[1]]
     return matrix, names, (CATEGORY_WEIGHT / len(names),) * len(names)
 
 
