@@ -14,6 +14,7 @@ from trimtab.records import AlertState, Kind, Outcome, Reason
 from trimtab.store import alerts, baselines, verdicts
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
+from trimtab.store.models import active_cuts
 from trimtab.store.tables import detector_states, metadata
 from trimtab.testing.series import SeriesWriter
 
@@ -247,6 +248,39 @@ def test_a_short_reference_gives_no_detector_and_says_what_it_needs(local):
     assert world.verdict(19).figures["detector"]["reason"] == row.refused
 
 
+def test_a_file_without_times_gives_the_figures_and_traffic_the_detector(local, tmp_path):
+    world = World(local, contract(reference=Reference(from_="training.csv", windows=50)))
+    training = tmp_path / "training.csv"
+    rng = np.random.default_rng(11)
+    columns = (
+        rng.normal(size=3_000),
+        rng.exponential(size=3_000),
+        rng.choice(list("abc"), 3_000),
+        rng.choice(["a", "b"], 3_000),
+    )
+    lines = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+    training.write_text("\n".join(["x,y,c,answer", *lines]))
+    fitted = baselines.fit_from_file(
+        local, "m", str(training), prediction_column="answer", now_ms=world.now_ms
+    )
+    with local.read() as connection:
+        world.writer.cuts = active_cuts(connection, "m")
+
+    world.go(10)
+    early = world.verdict(9)
+    assert early.figures["detector"]["reason"].startswith("calibrating: 9 of 50 windows")
+    assert early.outcome is Outcome.CANNOT_TELL
+    assert early.evidence.baseline_id == fitted
+
+    world.go(45)
+    late = world.verdict(54)
+    assert late.evidence.baseline_id == fitted, "figures stay those against the file"
+    assert late.figures["detector"]["evidence"] >= 0
+    assert late.outcome is Outcome.OK
+    world.go(5, shift=1.0)
+    assert world.verdict(world.next - 1).outcome is Outcome.ALARM
+
+
 def test_new_windows_wait_for_a_detector_that_is_being_fitted(local, monkeypatch):
     import threading
 
@@ -294,6 +328,25 @@ def test_a_new_baseline_of_few_windows_inherits_what_is_usual(local):
     assert rows[-1].fitted.calibration.windows == 16
     assert world.verdict(world.next - 1).outcome is Outcome.OK
     assert open_alerts(local) == []
+
+
+def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(local):
+    world = World(local)
+    world.go(REFERENCE)
+    world.go(20, shift=0.8)
+    since = REFERENCE + 4
+    baselines.rebase(local, "m", world.at(since), world.at(REFERENCE + 20), "rebase", world.now_ms)
+    world.go(since + 167 - world.next, shift=0.8)
+    assert [b.source for b in baselines.baselines_of(local, "m")] == ["traffic", "rebase"]
+    world.go(3, shift=0.8)
+    grown = baselines.baselines_of(local, "m")[-1]
+    assert grown.source.startswith("grown:")
+    assert 168 <= grown.windows <= 170
+    with local.read() as connection:
+        fitted = detectors_of(connection, "m")[-1].fitted
+    assert not fitted.inherited
+    assert fitted.certificate is not None
+    assert world.verdict(world.next - 1).figures["detector"]["id"] == 3
 
 
 def test_the_budget_of_the_contract_is_the_detectors(local):

@@ -21,13 +21,14 @@ from trimtab.detect.calibration import (
     LEAST_REBASE_WINDOWS,
     REFUSED_WINDOWS,
     Calibration,
-    fit,
+    calibrate,
     rebased,
 )
 from trimtab.detect.certificate import Certificate, certify
-from trimtab.detect.contrasts import Contrasts, Measured, SourceContrasts
+from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, Moved, Said, State
 from trimtab.detect.observed import Observed
+from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts
 from trimtab.records import Finding, Kind, Outcome, Reason
 from trimtab.stats.cuts import ModelCuts
 
@@ -122,15 +123,17 @@ def fit_detector(
             ),
         )
     baseline = merged(one for _, one in windows)
-    contrasts = Contrasts.of(cuts, baseline, bounded)
+    min_rows = max(LEAST_ROWS, contract.windows.min_rows)
+    contrasts = Contrasts.of(cuts, baseline, bounded, windows=count, min_rows=min_rows)
     measured = [contrasts.measure(one, cuts) for _, one in windows]
-    calibration = fit(
+    calibration = calibrate(
+        contrasts,
         measured,
         starts,
         length_ms,
         delta=delta,
         time_zone=contract.windows.time_zone,
-        least_rows=max(LEAST_ROWS, contract.windows.min_rows),
+        min_rows=min_rows,
     )
     calibration, certificate = certify(
         contrasts, calibration, measured, starts, windows_per_alarm, length_ms, seed
@@ -172,13 +175,14 @@ def _doubts(
         return
     # A change inside the reference passes for usual variation, and blinds the detector to its like.
     length_ms = contract.windows.length_ms
-    usual = fit(
+    usual = calibrate(
+        contrasts,
         measured[:half],
         starts[:half],
         length_ms,
         delta=contract.alarms.smallest_shift,
         time_zone=contract.windows.time_zone,
-        least_rows=max(LEAST_ROWS, contract.windows.min_rows),
+        min_rows=max(LEAST_ROWS, contract.windows.min_rows),
     )
     detector = Detector(contrasts, usual, windows_per_alarm, length_ms)
     state = detector.start()
@@ -214,13 +218,9 @@ def state_digest(state: State) -> str:
     return arrays.digest(state)
 
 
-def kind_of(source: str, what: str) -> Kind:
+def kind_of(source: SourceContrasts, what: str) -> Kind:
     """Return what a finding about a source is about: broken data, or what the data say."""
-    if what in QUALITY_RATES:
-        return Kind.DATA_QUALITY
-    if source.startswith("output:"):
-        return Kind.PREDICTION
-    return Kind.INPUT
+    return Kind.DATA_QUALITY if what in QUALITY_RATES else source.kind
 
 
 def is_detectors(finding: Finding) -> bool:
@@ -230,20 +230,27 @@ def is_detectors(finding: Finding) -> bool:
 
 def _kinds(detector: Detector) -> list[Kind]:
     """The kinds that a detector speaks of, each once, in the order of Kind."""
-    names = (*detector.contrasts.contrast_names, *detector.contrasts.rate_names)
-    found = {kind_of(source, what) for source, what in names}
+    found = {
+        kind_of(source, what)
+        for source in detector.contrasts.sources
+        for what in (*source.labels, *source.rates)
+    }
     return [kind for kind in Kind if kind in found]
 
 
 def _findings(detector: Detector, after: State, said: Said) -> Iterable[Finding]:
     """One finding per kind: the worst that the detector has to say of it."""
+
+    def is_of(m: Moved, kind: Kind) -> bool:
+        return kind_of(_source(detector, m.source), m.what) is kind
+
     for kind in _kinds(detector):
-        now = [m for m in said.moved if kind_of(m.source, m.what) is kind]
+        now = [m for m in said.moved if is_of(m, kind)]
         fresh = {m.source for m in now} if said.alarm else set()
         still = [
             one.moved
             for name, one in after.muted.items()
-            if kind_of(name, one.moved.what) is kind and name not in fresh
+            if is_of(one.moved, kind) and name not in fresh
         ]
         outcome, reason, detail, onset_ms = Outcome.OK, Reason.WITHIN_LIMITS, "", None
         if fresh or still:
@@ -277,14 +284,14 @@ def _tree(watching: Watching, after: State, said: Said) -> Tree:
         "moved": [
             {
                 **msgspec.to_builtins(m),
-                "kind": str(kind_of(m.source, m.what)),
+                "kind": str(kind_of(_source(detector, m.source), m.what)),
                 "says": sentence(m, _source(detector, m.source)),
             }
             for m in said.moved
         ],
         "open": {
             name: {
-                "kind": str(kind_of(name, one.moved.what)),
+                "kind": str(kind_of(_source(detector, name), one.moved.what)),
                 "what": one.moved.what,
                 "onset_ms": one.moved.onset_ms,
                 "says": sentence(one.moved, _source(detector, name)),
@@ -327,6 +334,8 @@ def _effect(moved: Moved, source: SourceContrasts) -> str:
         return f"{moved.what} {moved.effect:.1%} of rows, usually {moved.usual:.1%}"
     if moved.what == "location":
         return f"shifted by {sd_equivalents(moved.effect):+.2f} sd (± {moved.error:.2f})"
+    if source.origin == "volume":
+        return f"{2 ** (-moved.effect / VOLUME_UNIT):.0%} of the usual rows"
     share = _share_of(moved, source)
     if share is None:
         return f"{moved.what} {moved.effect:+.2f} (± {moved.error:.2f})"
@@ -338,10 +347,13 @@ def _share_of(moved: Moved, source: SourceContrasts) -> tuple[float, float] | No
     """Share of an indicator's bins in the baseline and now; None for a smooth contrast."""
     if moved.what in ("spread", "skew", "tails") or moved.what not in source.labels:
         return None
-    # An indicator is (1 - p) / sd inside its bins, so its largest value gives p.
-    inside = float(source.matrix[:, source.labels.index(moved.what)].max())
-    p = 1 / (1 + inside**2)
-    return p, min(max(p + moved.effect * math.sqrt(p * (1 - p)), 0.0), 1.0)
+    # An indicator is (1 - p) / s inside its bins and -p / s outside.
+    column = source.matrix[:, source.labels.index(moved.what)]
+    scale = float(column.max() - column.min())
+    if not scale:
+        return None
+    p = float(-column.min()) / scale
+    return p, min(max(p + moved.effect / scale, 0.0), 1.0)
 
 
 def sd_equivalents(theta: float) -> float:

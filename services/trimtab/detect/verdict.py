@@ -306,6 +306,8 @@ def _no_detector(inputs: WindowInputs) -> str:
 
 def _calibration(inputs: WindowInputs) -> list[Finding]:
     progress = _calibrating(inputs)
+    if progress is None and inputs.no_detector.startswith("calibrating"):
+        progress = inputs.no_detector
     if progress is None:
         return []
     return [

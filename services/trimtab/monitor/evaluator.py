@@ -20,6 +20,7 @@ from trimtab.alerts.lifecycle import AlertChange, condition_of, next_alerts
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import usable
 from trimtab.detect.budget import FLEET, Budget, budget_of, parse_budget, sharing_of
+from trimtab.detect.calibration import FULL_WINDOWS
 from trimtab.detect.drift import Watched, Watching, says_the_same
 from trimtab.detect.evidence import State
 from trimtab.detect.observed import Observed
@@ -40,7 +41,7 @@ from trimtab.monitor.quiet import Quiet, closed_to
 from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.store import alerts, baselines
-from trimtab.store.baselines import active_baseline_id
+from trimtab.store.baselines import detector_baseline_id
 from trimtab.store.detectors import add_detector, has_detector, save_states
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
@@ -67,6 +68,8 @@ from trimtab.windows.watermark import Watermark
 LEASE = "evaluator"
 WINDOWS_PER_TICK = 64
 """Per model: a backlog is worked off in transactions of this size, so that other models get their turn."""
+GROW_EVERY_WINDOWS = 24
+"""A provisional baseline that could not be made whole is tried again after so many windows."""
 LOOKS_PER_TICK = 200
 """Models looked at, beside those that have nothing: a tick ends long before its lease does, in a fleet too."""
 
@@ -125,6 +128,8 @@ class Evaluator:
         self._fits = Fits(store)
         self._fit_wait_s = fit_wait_s
         self._sharing = 0
+        self._grown_to_ms: dict[str, int] = {}
+        """Up to where a provisional baseline was last tried to be made whole."""
         self._before_commit = before_commit or (lambda _model: None)
         self._lease: Lease | None = None
         self._contracts = CurrentContracts(store)
@@ -223,10 +228,42 @@ class Evaluator:
         if plan is None or not plan.changed:
             return 0
         try:
-            return self._write(model, row.contract, plan, lease, now_ms)
+            written = self._write(model, row.contract, plan, lease, now_ms)
         except BaseException:
             reader.forget()
             raise
+        self._grow(reader, plan.progress.evaluated_to_ms, lease, now_ms)
+        return written
+
+    def _grow(self, reader: ModelReader, to_ms: int, lease: Lease, now_ms: int) -> None:
+        """Make a whole baseline of a provisional one, once enough windows have come since its change."""
+        row, contract = reader.detector, reader.contract
+        if row is None or row.fitted is None or not row.fitted.inherited or reader.has_open(row.id):
+            return
+        model, length_ms = contract.name, contract.windows.length_ms
+        from_ms = reader.provisional_from_ms
+        tried_ms = self._grown_to_ms.get(model, 0)
+        if from_ms is None or to_ms < max(
+            from_ms + FULL_WINDOWS * length_ms, tried_ms + GROW_EVERY_WINDOWS * length_ms
+        ):
+            return
+        self._grown_to_ms[model] = to_ms
+        try:
+            baselines.rebase(
+                self._store,
+                model,
+                from_ms,
+                to_ms,
+                f"grown:{row.baseline_id}",
+                now_ms,
+                version=reader.champion,
+                least_windows=FULL_WINDOWS,
+                fence=lambda connection: check(connection, lease),
+            )
+        except TrimtabError as error:
+            if isinstance(error, ConflictError):
+                raise
+            log.info("baseline_not_grown", model=model, reason=str(error))
 
     def _budget(self, contract: Contract) -> Budget:
         return budget_of(contract, self._fleet, self._sharing)
@@ -236,7 +273,7 @@ class Evaluator:
         model, contract = row.contract.name, row.contract
         budget, recipe = self._budget(contract), recipe_of(contract)
         with self._store.read() as connection:
-            baseline_id = active_baseline_id(connection, model)
+            baseline_id = detector_baseline_id(connection, model)
             if baseline_id is None or has_detector(connection, model, baseline_id, recipe):
                 return True
         wanted = Wanted(model, baseline_id, recipe)

@@ -15,8 +15,8 @@ from msgspec import Struct
 from trimtab import logs
 from trimtab.contracts.model import Contract
 from trimtab.detect.budget import Budget
-from trimtab.detect.contrasts import bounds_of
 from trimtab.detect.drift import Fitted, Refused, fit_detector
+from trimtab.detect.sources import bounds_of
 from trimtab.store import baselines
 from trimtab.store.detectors import newest_detector
 from trimtab.store.engine import Store

@@ -67,6 +67,8 @@ class ModelReader:
         """What the draft was when it held so many windows."""
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
+        self._wants_windows = False
+        self._from_ms: dict[int, int | None] = {}
         self.detector: DetectorRow | None = None
         """What new windows are judged by; None while it is not made, or there is no baseline."""
         self.windows_per_alarm = 0.0
@@ -83,8 +85,8 @@ class ModelReader:
         active = baselines.active_baseline_id(connection, self.contract.name)
         self.baseline = None if active is None else self._baseline(connection, active)
         self.draft = None
-        gathers = self.contract.reference.from_ == "traffic"
-        if self.baseline is None and gathers and self.cuts is not None:
+        self._wants_windows = self._gathers(connection, active)
+        if self.gathering and self.cuts is not None:
             row = baselines.draft(connection, self.contract.name, self.cuts.cuts_id)
             if row is not None and row.windows:
                 self.draft = Baseline(row.state, row.windows, self.contract.reference.windows)
@@ -95,19 +97,33 @@ class ModelReader:
         self.windows_per_alarm = budget.windows_per_alarm(self.contract.windows.length_ms)
         self.states.clear()
         self.detector = None
-        if self.baseline is None or self.baseline.id is None:
+        baseline_id = baselines.detector_baseline_id(connection, self.contract.name)
+        if baseline_id is None:
             return True
-        self.detector = find_detector(connection, self.contract.name, self.baseline.id, recipe)
+        self.detector = find_detector(connection, self.contract.name, baseline_id, recipe)
         return self.detector is not None
+
+    def _gathers(self, connection: Connection, active: int | None) -> bool:
+        if active is None:
+            return self.contract.reference.from_ == "traffic"
+        wanting = baselines.detector_baseline_id(connection, self.contract.name) is None
+        return wanting and baselines.is_undated(connection, active)
+
+    @property
+    def provisional_from_ms(self) -> int | None:
+        """Start of the first window of the active baseline."""
+        baseline_id = None if self.baseline is None else self.baseline.id
+        return None if baseline_id is None else self._from_ms[baseline_id]
+
+    def has_open(self, detector_id: int) -> bool:
+        """Whether the newest state of this tick has a source with an open alarm."""
+        mine = [start_ms for each, start_ms in self.states if each == detector_id]
+        return bool(mine) and bool(self.states[detector_id, max(mine)][0].muted)
 
     @property
     def gathering(self) -> bool:
         """Whether closed windows still go into a baseline from traffic."""
-        return (
-            self.baseline is None
-            and self.cuts is not None
-            and self.contract.reference.from_ == "traffic"
-        )
+        return self._wants_windows and self.cuts is not None
 
     def same_cuts(self, state: PaneState) -> bool:
         """Whether a state was counted under the active cuts."""
@@ -119,6 +135,7 @@ class ModelReader:
             self._baselines[baseline_id] = Baseline(
                 row.state, row.windows, self.contract.reference.windows, row.id
             )
+            self._from_ms[baseline_id] = row.from_ms
         return self._baselines[baseline_id]
 
     def head(self, connection: Connection, start_ms: int) -> Head | None:
@@ -216,7 +233,7 @@ class ModelReader:
         if head is None:
             row, budget = self.detector, self.windows_per_alarm
             if row is None:
-                return None, ""
+                return None, self._progress() if self.baseline is not None else ""
             if row.fitted is None:
                 return None, row.refused or ""
             watching = self._watching(connection, row, row.fitted, budget, start_ms)
@@ -259,6 +276,12 @@ class ModelReader:
         return Watching(
             id=row.id, detector=made, cuts=self._cuts[fitted.cuts_id], state=state, before=digest
         )
+
+    def _progress(self) -> str:
+        """How far the detector's own reference is, beside a file without times."""
+        wanted = self.contract.reference.windows
+        windows = 0 if self.draft is None else self.draft.windows
+        return f"calibrating: {windows} of {wanted} windows of traffic, since the file has no times"
 
     def keep_state(self, detector_id: int, start_ms: int, state: State) -> None:
         """Remember the detector's state after a window that was just judged."""

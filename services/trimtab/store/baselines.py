@@ -77,6 +77,32 @@ def active_baseline_id(connection: Connection, model: str) -> int | None:
     return found
 
 
+def is_undated(connection: Connection, baseline_id: int) -> bool:
+    """Whether a baseline is a file without times: good for figures, not for what windows usually do."""
+    known = connection.scalar(select(baselines.c.from_ms).where(baselines.c.id == baseline_id))
+    return known is None
+
+
+def detector_baseline_id(connection: Connection, model: str) -> int | None:
+    """Return the baseline that the detector is fitted on; None while it is still to be gathered.
+
+    The active one; where that is a file without times, the first windows of traffic since it was fitted.
+    """
+    active = active_baseline_id(connection, model)
+    if active is None or not is_undated(connection, active):
+        return active
+    cuts_id = select(baselines.c.cuts_id).where(baselines.c.id == active).scalar_subquery()
+    found: int | None = connection.scalar(
+        select(func.max(baselines.c.id)).where(
+            baselines.c.model == model,
+            baselines.c.source == "traffic",
+            baselines.c.id > active,
+            baselines.c.cuts_id == cuts_id,
+        )
+    )
+    return found
+
+
 def baseline(source: Store | Connection, baseline_id: int) -> BaselineRow:
     """Return one baseline. Raises NotFoundError."""
     found = _select(source, baselines.c.id == baseline_id)
@@ -476,7 +502,10 @@ def _new_draft(connection: Connection, model: str, cuts_id: str, now_ms: int) ->
 
 
 def _finish_draft(connection: Connection, model: str, baseline_id: int) -> None:
-    """Number the draft: from now on it is immutable, and new windows are compared with it."""
+    """Number the draft: from now on it is immutable, and new windows are compared with it.
+
+    Beside a file it is for the detector alone: figures stay those against the file.
+    """
     number = connection.scalar(
         select(func.max(baselines.c.number) + 1).where(baselines.c.model == model)
     )
@@ -485,7 +514,8 @@ def _finish_draft(connection: Connection, model: str, baseline_id: int) -> None:
         .where(baselines.c.id == baseline_id)
         .values(number=number, source="traffic")
     )
-    restore(connection, model, baseline_id)
+    if active_baseline_id(connection, model) is None:
+        restore(connection, model, baseline_id)
 
 
 # --- from a file ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from trimtab.contracts.model import Contract
 from trimtab.detect.budget import Budget, budget_of, parse_budget, sharing_of
 from trimtab.errors import NotFoundError
-from trimtab.store.baselines import active_baseline_id
+from trimtab.store.baselines import detector_baseline_id
 from trimtab.store.detectors import DetectorRow, detector
 from trimtab.store.engine import Store
 from trimtab.store.models import load_contracts
@@ -117,13 +117,13 @@ def said_of(budget: Budget, fleet: str) -> str:
 
 
 def active_detector(store: Store, model: str) -> DetectorRow | None:
-    """Return the newest detector of the active baseline; None while there is none."""
+    """Return the newest detector of the baseline that is in use; None while there is none."""
     with store.read() as connection:
         return _active(connection, model)
 
 
 def _active(connection: Connection, model: str) -> DetectorRow | None:
-    baseline_id = active_baseline_id(connection, model)
+    baseline_id = detector_baseline_id(connection, model)
     detector_id = connection.scalar(
         select(detectors.c.id)
         .where(detectors.c.model == model, detectors.c.baseline_id == baseline_id)
