@@ -34,10 +34,10 @@ import rig
 from trimtab.contracts.model import Contract
 from trimtab.contracts.parse import parse_contract
 from trimtab.detect.budget import FLEET, budget_of, parse_budget
-from trimtab.detect.contrasts import bounds_of
 from trimtab.detect.drift import Refused, fit_detector, sentence
 from trimtab.detect.evidence import Detector, Moved, State
 from trimtab.detect.observed import Observed
+from trimtab.detect.sources import bounds_of
 from trimtab.sdk.describe import describe_image, feature_lines
 from trimtab.stats.aggregate import Column, observe_pane
 from trimtab.stats.cuts import ModelCuts
