@@ -7,7 +7,9 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from litestar.testing import TestClient
 
+from trimtab.api.app import create_app
 from trimtab.arrow import decode_message
 from trimtab.contracts.check import FEATURES_MAX, check
 from trimtab.contracts.compare import compare
@@ -21,9 +23,10 @@ from trimtab.monitor.decode import decode_records
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.sampling import _sample_rows
 from trimtab.monitor.views import ModelView
-from trimtab.records import Outcome
+from trimtab.records import Outcome, Role
+from trimtab.settings import load
 from trimtab.source import Partition
-from trimtab.store import alerts, verdicts
+from trimtab.store import alerts, keys, verdicts
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import open_store
 from trimtab.store.reference_file import read_reference
@@ -295,4 +298,18 @@ def test_an_attribution_that_moves_raises_the_alarm_of_its_rule(sqlite_url):
     assert math.isclose(figures["features"]["attribution:x"]["missing_rate"], 0)
     (alert,) = alerts.open_alerts(store, "m")
     assert alert.condition == "psi(attribution:x) > 0.25"
+    shown_by_the_api(store, start_ms + 7 * 2_000)
     store.close()
+
+
+def shown_by_the_api(store, window_ms):
+    app = create_app(store, load({}, environ={}).settings)
+    _, secret = keys.create_key(store, "test", Role.ADMIN, "*", window_ms)
+    with TestClient(app) as client:
+        bearer = {"Authorization": f"Bearer {secret}"}
+        series = client.get("/v1/models/m/series", headers=bearer).json()
+        assert {"psi(attribution:x)", "psi(x)"} <= series["drift"].keys()
+        client.post("/login", data={"key": secret})
+        page = client.get(f"/models/m/windows/{window_ms}", headers={"Accept": "text/html"})
+        assert page.status_code == 200
+        assert "attribution:x" in page.text

@@ -411,17 +411,18 @@ def test_an_embedding_that_is_none_is_refused_with_what_to_give(vector, options,
 
 
 def test_the_lines_are_features_of_a_contract_that_are_watched_and_not_trained_on():
-    described = describe_image(noise(4, 4)) | {'odd "name"\\ü': 1.0, "a:b": 2.0}
-    lines = feature_lines(described).replace('odd \\"name\\"\\\\ü', "odd name")
+    described = describe_image(noise(4, 4)) | {"odd name \\ü (%)": 1.0, "a:b": 2.0}
+    lines = feature_lines(described)
     contract = parse_contract(f'name = "m"\ntask = "binary"\n[features]\n{lines}', "m.toml")
-    assert list(contract.features) == [*DESCRIPTORS, "odd name", "a:b"]
+    assert list(contract.features) == list(described)
     for feature in contract.features.values():
         assert (feature.kind, feature.input, feature.min) == ("number", False, None)
 
 
-def test_a_name_of_any_characters_is_a_key_of_toml():
-    table = tomllib.loads(feature_lines({'odd "name"\\ü': 1.0}))
-    assert list(table) == ['odd "name"\\ü']
+@pytest.mark.parametrize("name", ['a"b', "a\nb", "", "prediction", "attribution:x", "x" * 201])
+def test_a_name_that_no_contract_can_declare_is_refused(name):
+    with pytest.raises(DescriptorError, match="cannot be declared"):
+        feature_lines({name: 1.0})
 
 
 def test_what_is_constant_in_the_reference_is_declared_with_its_value_as_bounds():
