@@ -9,10 +9,11 @@ Notation
     mu[s]    mean of x in seasonal slot s, shrunk to the mean of all (empirical Bayes); r = x - mu(slot of t)
     tau2     variance of r beyond sampling: E[r²] = tau2 + 1/n
     rho      lag-1 autocorrelation of z = r / sqrt(tau2 + 1/n); E[t] = z[t] - rho z[t-1], vr = var(E) / var(z)
-    f        how much longer-run variance exceeds that of independent E
+    f        how much longer-run variance exceeds that of independent E; of directed contrasts times `upper_tail`
     c        1 + 2 sqrt(2 / m_eff), for tau2 is an estimate, m_eff = m (1 - rho²) / (1 + rho²)
     s        vr f c: the variance of an innovation is v(n) s
-    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu)
+    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu); of directed contrasts at least
+             sqrt(tau2), what windows usually differ by: less is no worse latency
 Sources: statistics B2; whitening under autocorrelation: Johnson & Bagshaw 1974.
 """
 
@@ -52,6 +53,7 @@ LEAST_CYCLES = 2
 BLOCKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEAST_BLOCKS = 12
 MOST_RHO = 0.95
+MOST_EXPONENT = 500.0
 LAMBDAS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
 """Sizes of change that are looked for, in standard deviations of a window."""
 FLOOR_ERRORS = 3.0
@@ -167,11 +169,12 @@ def fit(
     season: Season | None = None,
     groups: Ints | None = None,
     only_familiar: Bools | None = None,
+    directed: Bools | None = None,
 ) -> Calibration:
     """Fit the parameters on reference windows, oldest first; the season is chosen unless it is given.
 
-    `least_rows` (one for all, or by contrast), `groups` of contrasts that have one season, and `only_familiar`
-    are of shape (K,), as `Contrasts` gives them. Raises ValueError for fewer than two windows.
+    `least_rows` (one for all, or by contrast), `groups` of contrasts that have one season, `only_familiar` and
+    `directed` are of shape (K,), as `Contrasts` gives them. Raises ValueError for fewer than two windows.
     """
     if len(windows) < 2:
         raise ValueError(f"{len(windows)} reference windows; a detector needs {REFUSED_WINDOWS}.")
@@ -197,7 +200,9 @@ def fit(
             seasons[place] = chosen
     rates = _fit_rates(np.stack([w.hits for w in windows]), np.stack([w.rows for w in windows]))
     finest: Season = max(seasons, key=lambda one: SLOTS[one], default="none")
-    fitted = _fit_contrasts(reference, seasons, finest, time_zone, delta, FLOOR_ERRORS)
+    if directed is None:
+        directed = np.zeros(k, dtype=np.bool_)
+    fitted = _fit_contrasts(reference, seasons, finest, time_zone, delta, directed)
     week: Season = "weekday" if length_ms >= DAY_MS else "hour of week"
     familiar = np.zeros(SLOTS[week], dtype=np.bool_)
     familiar[slots_of(week, starts_ms, time_zone)] = True
@@ -234,6 +239,7 @@ def calibrate(
         least_rows=contrasts.least_rows(min_rows),
         groups=contrasts.groups(),
         only_familiar=contrasts.only_familiar(),
+        directed=contrasts.directed(),
     )
 
 
@@ -263,7 +269,7 @@ def _fit_contrasts(
     finest: Season,
     time_zone: str,
     delta: float,
-    floor_errors: float,
+    directed: Bools,
 ) -> dict[str, Floats]:
     x, n, valid = reference.x, reference.n, reference.valid
     m = np.maximum(valid.sum(0), 1).astype(np.float64)
@@ -290,6 +296,7 @@ def _fit_contrasts(
     mean_rows = np.maximum(_mean(n, valid), 1)
     window_variance = tau2 + 1 / mean_rows
     se = np.sqrt(f * vr / (1 - rho) ** 2 * window_variance / m)
+    f = f * np.where(directed, upper_tail(e, e0, pairs), 1)
     innovation = vr * f * c
     return {
         "mu": mu,
@@ -298,7 +305,9 @@ def _fit_contrasts(
         "rho": rho,
         "innovation": innovation,
         "marginal": f * c,
-        "floor": np.maximum(delta, floor_errors * se),
+        "floor": np.maximum(
+            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, np.sqrt(tau2), 0)
+        ),
         "gap": LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
     }
 
@@ -361,6 +370,21 @@ def long_run(e: Floats, e0: Floats) -> Floats:
         ratio = length * (means**2).mean(0) / e0
         f = np.maximum(f, np.where(ratio > 1 + 2 * np.sqrt(2 / blocks), ratio, 1))
     return f
+
+
+def upper_tail(e: Floats, e0: Floats, pairs: Bools) -> Floats:
+    """Return how much larger a variance of e must be called for its upper tail to be that of a normal, shape (K,).
+
+    The least s >= 1 with mean exp(lambda e / sqrt(e0)) <= exp(lambda² s / 2) at each lambda: the sub-Gaussian
+    variance proxy (Kahane 1960) of the reference itself. Latencies and gauges come in bursts, and one window of
+    these is many standard deviations out; contrasts of features are means of many rows and need none.
+    """
+    u = e / np.sqrt(e0)
+    proxy: Floats = np.ones_like(e0)
+    for size in LAMBDAS.tolist():
+        mean = _mean(np.exp(np.minimum(size * u, MOST_EXPONENT)), pairs)
+        proxy = np.maximum(proxy, 2 * np.log(np.maximum(mean, 1)) / size**2)
+    return proxy
 
 
 def choose_season(reference: _Reference, length_ms: int, time_zone: str) -> Season:

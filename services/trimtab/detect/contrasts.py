@@ -106,6 +106,18 @@ class Contrasts(Struct, frozen=True):
         parts = [(1.0, 0.0) if s.directed else (0.5, 0.5) for s in self.sources for _ in s.labels]
         return np.array(parts).reshape(-1, 2)
 
+    def directed(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts have evidence in their rise alone, shape (K,)."""
+        return np.array([s.directed for s in self.sources for _ in s.labels], dtype=np.bool_)
+
+    def more_windows(self) -> npt.NDArray[np.int64]:
+        """Return how many windows more than others a contrast needs for an alarm, shape (K,).
+
+        Latencies and gauges: a busy hour is two windows where it crosses their border.
+        """
+        more = {"latency": 1, "resource": 1}
+        return np.array([more.get(s.origin, 0) for s in self.sources for _ in s.labels], np.int64)
+
     def least_rows(self, min_rows: int) -> Floats:
         """Return the values that each contrast needs in a window to be read, shape (K,)."""
         return np.array(

@@ -28,7 +28,7 @@ from trimtab.detect.certificate import Certificate, certify
 from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, Moved, Said, State
 from trimtab.detect.observed import Observed
-from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts
+from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved
 from trimtab.records import Finding, Kind, Outcome, Reason
 from trimtab.stats.cuts import ModelCuts
 
@@ -336,24 +336,11 @@ def _effect(moved: Moved, source: SourceContrasts) -> str:
         return f"shifted by {sd_equivalents(moved.effect):+.2f} sd (± {moved.error:.2f})"
     if source.origin == "volume":
         return f"{2 ** (-moved.effect / VOLUME_UNIT):.0%} of the usual rows"
-    share = _share_of(moved, source)
+    share = share_moved(source, moved.what, moved.effect)
     if share is None:
         return f"{moved.what} {moved.effect:+.2f} (± {moved.error:.2f})"
     was, now = share
     return f"{moved.what} {now:.1%} of rows, usually {was:.1%}"
-
-
-def _share_of(moved: Moved, source: SourceContrasts) -> tuple[float, float] | None:
-    """Share of an indicator's bins in the baseline and now; None for a smooth contrast."""
-    if moved.what in ("spread", "skew", "tails") or moved.what not in source.labels:
-        return None
-    # An indicator is (1 - p) / s inside its bins and -p / s outside.
-    column = source.matrix[:, source.labels.index(moved.what)]
-    scale = float(column.max() - column.min())
-    if not scale:
-        return None
-    p = float(-column.min()) / scale
-    return p, min(max(p + moved.effect / scale, 0.0), 1.0)
 
 
 def sd_equivalents(theta: float) -> float:

@@ -214,10 +214,12 @@ class Detector:
         The volume is one contrast of much weight; its low cap would make all others slower.
         """
         groups = self.contrasts.groups()
+        more = self.contrasts.more_windows()
         caps = np.zeros(groups.size)
         for group in np.unique(groups):
             mine = groups == group
-            caps[mine] = cap(self.by_sign[mine], self.windows_per_alarm, self.min_windows)
+            least = self.min_windows + int(more[mine][0])
+            caps[mine] = cap(self.by_sign[mine], self.windows_per_alarm, least)
         return caps
 
     def start(self) -> State:

@@ -22,17 +22,16 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-SMOOTH = 4
+SMOOTH_LABELS = ("location", "spread", "skew", "tails")
+SMOOTH = len(SMOOTH_LABELS)
 OCTILES = 8
 LEAST_SHARE = 0.001
 """A category below this share of the baseline has no contrast of its own."""
 SMOOTH_WEIGHT, LOCAL_WEIGHT, RATE_WEIGHT = 0.5, 0.25, 0.25
 CATEGORY_WEIGHT = 0.75
-RISING_LEVELS = (0.875, 0.95, 0.99)
+RISING_LEVELS = (0.95, 0.99)
 """Quantiles of the baseline above which values of a rising source are counted."""
 RISING_LOCATION_WEIGHT = 0.3
-LEAST_HITS = 10
-"""An indicator that hits fewer rows of a usual window is scaled as if it hit so many: its mean is too skewed."""
 MOST_LARGEST = 0.9
 """Where one bin holds more of the baseline than this, the location is too skewed to be followed."""
 
@@ -54,7 +53,7 @@ def numeric_contrasts(counts: Floats) -> Columns:
     local = [_indicator(p, group == g) for g in range(groups)]
     labels = [f"octile {g + 1} of {groups}" for g in range(groups) if local[g] is not None]
     columns = [column for column in local if column is not None]
-    names = ("location", "spread", "skew", "tails")[: smooth.shape[1]]
+    names = SMOOTH_LABELS[: smooth.shape[1]]
     weights = [SMOOTH_WEIGHT / len(names)] * len(names)
     weights += [LOCAL_WEIGHT / max(len(columns), 1)] * len(columns)
     return np.column_stack([smooth, *columns]), (*names, *labels), tuple(weights)
@@ -67,7 +66,7 @@ def smooth_contrasts(counts: Floats, degree: int) -> Columns:
         return np.zeros((counts.size, 0)), (), ()
     p = counts / counts.sum()
     matrix = _polynomials(p, 2 * (np.cumsum(p) - p / 2) - 1, min(degree, filled - 1))
-    names = ("location", "spread", "skew", "tails")[: matrix.shape[1]]
+    names = SMOOTH_LABELS[: matrix.shape[1]]
     return matrix, names, (CATEGORY_WEIGHT / len(names),) * len(names)
 
 
@@ -100,12 +99,13 @@ def category_contrasts(
     return matrix, tuple(label for label, _ in kept), (weight,) * len(kept)
 
 
-def rising_contrasts(counts: Floats, usual_rows: float) -> Columns:
+def rising_contrasts(counts: Floats) -> Columns:
     """Return H, labels and weights of contrasts that only a rise of the values moves up, shape (B,).
 
-    `usual_rows` are the values that a usual window holds. An indicator that hits fewer than `LEAST_HITS` of
-    these is scaled as if it hit so many, so its variance is below 1: one stray value is then little, and a
-    value that the baseline never left still has a contrast (all that is above it). Weights sum to .75.
+    First the location, unless one bin holds most of the baseline, which makes its mean too skewed to be followed.
+    Then indicators, 0 or 1, of the values above quantiles of the baseline: their means are shares, to be read as
+    angles (`angle`). A value that the baseline never left has a contrast, too: all that is above it.
+    Weights sum to .75.
     """
     total = counts.sum()
     if not total:
@@ -115,21 +115,25 @@ def rising_contrasts(counts: Floats, usual_rows: float) -> Columns:
     columns: list[tuple[str, Floats]] = []
     if p.max() <= MOST_LARGEST:
         columns.append(("location", _polynomials(p, 2 * (np.cumsum(p) - p / 2) - 1, 1)[:, 0]))
-    least = min(LEAST_HITS / max(usual_rows, 1.0), 0.5)
     edges: set[int] = set()
     for level in RISING_LEVELS:
         edge = int(np.flatnonzero(above <= 1 - level + 1e-12)[0])
-        if edge in edges or edge == counts.size - 1:
-            continue
-        edges.add(edge)
-        inside = np.arange(counts.size) > edge
-        share = max(0.0, float(above[edge]))
-        scale = min(max(share, least), 0.5)
-        column = np.asarray((inside - share) / math.sqrt(scale * (1 - scale)), dtype=np.float64)
-        columns.append((f"above p{100 * level:g}", column))
+        if edge not in edges and edge < counts.size - 1:
+            edges.add(edge)
+            inside = np.arange(counts.size) > edge
+            columns.append((f"above p{100 * level:g}", inside.astype(np.float64)))
     weights = _rising_weights([label for label, _ in columns])
     matrix = np.column_stack([c for _, c in columns]) if columns else np.zeros((counts.size, 0))
     return matrix, tuple(label for label, _ in columns), weights
+
+
+def angle(share: Floats, n: float) -> Floats:
+    """Return shares of n rows as angles, whose variance is about 1/n whatever the share.
+
+    2 arcsin sqrt((n share + 3/8) / (n + 3/4)) (Anscombe 1948); a difference of angles is Cohen's h (1988). So a
+    share that the hour of day makes larger is not also noisier, and one stray value is not many deviations.
+    """
+    return np.asarray(2 * np.arcsin(np.sqrt((n * share + 0.375) / (n + 0.75))), dtype=np.float64)
 
 
 def _rising_weights(labels: Sequence[str]) -> tuple[float, ...]:

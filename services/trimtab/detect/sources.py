@@ -24,7 +24,9 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.observed import Observed
 from trimtab.detect.orthonormal import (
     RATE_WEIGHT,
+    SMOOTH_LABELS,
     Floats,
+    angle,
     category_contrasts,
     numeric_contrasts,
     rising_contrasts,
@@ -81,6 +83,9 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     """`column=value` of the segment whose rows are counted; None: all rows."""
     ends: tuple[int, ...] = ()
     """Of log buckets: the last bucket of each bin but the last, whose end is open."""
+    shares: tuple[float, ...] = ()
+    """The last contrasts, so many as these, are shares of rows, read as angles (`orthonormal.angle`); what each is
+    in the baseline."""
     directed: bool = False
     """Only a rise of its contrasts is evidence."""
     least_rows: int | None = None
@@ -161,7 +166,7 @@ def sources_of(
                 Skipped(name, f"{usual:.3g} values in a usual window; it needs {wanted}")
             )
         else:
-            sources.append(_rising(name, origin, column, histogram, usual, least))
+            sources.append(_rising(name, origin, column, histogram, least))
     if baseline.state.rows:
         sources.append(_volume())
         sources.append(_rows())
@@ -204,11 +209,12 @@ def _rising(
     origin: Origin,
     column: str,
     state: LogHistogram,
-    usual_rows: float,
     least_rows: int | None,
 ) -> SourceContrasts:
     ends = bucket_ends(state)
-    matrix, labels, weights = rising_contrasts(bucket_counts(ends, state), usual_rows)
+    counts = bucket_counts(ends, state)
+    matrix, labels, weights = rising_contrasts(counts)
+    usual = _means(matrix, counts)[0].tolist()
     return SourceContrasts(
         name=name,
         matrix=matrix,
@@ -219,6 +225,9 @@ def _rising(
         origin=origin,
         column=column,
         ends=ends,
+        shares=tuple(
+            share for label, share in zip(labels, usual, strict=True) if label != "location"
+        ),
         directed=True,
         least_rows=least_rows,
     )
@@ -371,8 +380,33 @@ def _read_column(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> 
 
 def _read_buckets(source: SourceContrasts, state: LogHistogram) -> Reading:
     x, n = _means(source.matrix, bucket_counts(source.ends, state))
+    linear = source.size - len(source.shares)
+    if n:
+        x[linear:] = angle(x[linear:], n)
     hits = [state.invalid] * len(source.rates)
     return Reading(x, n, hits, state.count + state.invalid)
+
+
+def share_moved(source: SourceContrasts, what: str, effect: float) -> tuple[float, float] | None:
+    """Return the share of rows that an indicator counts, in the baseline and moved by `effect`.
+
+    None for contrasts that count no share: smooth ones, the volume.
+    """
+    if what not in source.labels or what in SMOOTH_LABELS or source.origin == "volume":
+        return None
+    place = source.labels.index(what)
+    angles = place - (source.size - len(source.shares))
+    if angles >= 0:
+        usual = source.shares[angles]
+        moved = 2 * math.asin(math.sqrt(usual)) + effect
+        return usual, math.sin(min(max(moved, 0.0), math.pi) / 2) ** 2
+    # An indicator is (1 - p) / s inside its bins and -p / s outside.
+    column = source.matrix[:, place]
+    scale = float(column.max() - column.min())
+    if not scale:
+        return None
+    p = float(-column.min()) / scale
+    return p, min(max(p + effect / scale, 0.0), 1.0)
 
 
 def _means(matrix: Floats, counts: Floats) -> tuple[Floats, float]:
