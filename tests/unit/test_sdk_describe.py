@@ -1,6 +1,8 @@
 """Descriptors: known values, laws, and what is said of an input that cannot be described."""
 
 import math
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -41,6 +43,31 @@ def blurred(image):
     height, width = image.shape[:2]
     parts = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
     return np.mean(parts, axis=0)
+
+
+def run(code):
+    """Run Python in a process of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def test_without_numpy_it_says_what_to_install_and_the_stream_still_works():
+    said = run(
+        "import sys; sys.modules['numpy'] = None\n"
+        "from trimtab import InferenceStream\n"
+        "from trimtab.errors import TrimtabError\n"
+        "try: import trimtab.sdk.describe\n"
+        "except TrimtabError as error: print(error)"
+    )
+    assert said == "Descriptors need NumPy. Install it: pip install numpy."
+
+
+def test_describing_imports_no_framework():
+    heavy = ["scipy", "pandas", "tensorflow", "sqlalchemy"]
+    code = "import sys, trimtab.sdk.describe, trimtab.sdk.attribute\n"
+    assert run(f"{code}print([name for name in {heavy} if name in sys.modules])") == "[]"
 
 
 # --- images ---------------------------------------------------------------------------------------
