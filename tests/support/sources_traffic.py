@@ -2,12 +2,13 @@
 
 import numpy as np
 from msgspec.structs import replace
+from scipy.special import ndtr
 
 from trimtab.detect.calibration import calibrate
 from trimtab.detect.contrasts import Contrasts
 from trimtab.detect.evidence import Detector
 from trimtab.detect.observed import Observed
-from trimtab.stats.aggregate import Column, PaneState, ResourceState, observe_pane
+from trimtab.stats.aggregate import Column, FeatureState, PaneState, ResourceState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, build_numeric_cuts, model_cuts
 from trimtab.stats.loghistogram import LogHistogram
 
@@ -47,6 +48,33 @@ def whole(rng, rows=500, segment_shift=0.0, **more):
             "region=north": pane(rng, rows // 2, shift=segment_shift),
             "region=south": pane(rng, rows // 25),
         },
+    )
+
+
+def drawn(rng, rows=1_000, shift=0.0, branch=0.0, missing=0.0, slower=1.0):
+    """A window as `whole`, its counts drawn at once: many windows in little time."""
+    cumulative = np.concatenate([[0.0], ndtr(np.array(NORMAL.edges) - shift), [1.0]])
+    plain = np.concatenate([[0.0], ndtr(np.array(NORMAL.edges)), [1.0]])
+    absent = int(rng.binomial(rows, missing))
+    shares = np.array(CHANNEL_SHARES) * (1 - branch / (1 - CHANNEL_SHARES[2]))
+    shares[2] = CHANNEL_SHARES[2] + branch
+
+    def counted(cuts, counts, absent=0):
+        return FeatureState(cuts.cuts_id, (*counts.tolist(), absent, 0, 0, 0))
+
+    return Observed(
+        state=PaneState(
+            CUTS.cuts_id,
+            rows,
+            features={
+                "income": counted(
+                    NORMAL, rng.multinomial(rows - absent, np.diff(cumulative)), absent
+                ),
+                "channel": counted(CUTS.feature["channel"], rng.multinomial(rows, shares)),
+            },
+            outputs={"score": counted(NORMAL, rng.multinomial(rows, np.diff(plain)))},
+            latency_ms=LogHistogram.observe(slower * np.exp(3 + 0.5 * rng.normal(size=rows))),
+        )
     )
 
 

@@ -105,20 +105,28 @@ def _play(detector: Detector, innovations: Floats, seed: int) -> tuple[int, int]
     return alarms, steps * CHAINS
 
 
-def expected_delay(detector: Detector, theta: float, rows: float) -> Floats:
+def expected_delay(detector: Detector, theta: Floats | float, rows: Floats | float) -> Floats:
     """Return the windows until a lasting shift `theta` of each contrast is found, shape (K,); inf below the floor.
 
-    `theta` is in standard deviations of a row, as residuals are; `rows` per window.
+    `theta` is in standard deviations of a row, as residuals are; `rows` per window; both one for all, or by
+    contrast. Evidence of one contrast alone: others that move with it make it sooner.
     """
     c = detector.calibration
-    n = np.full(c.rho.shape, rows, dtype=np.float64)
+    n = np.broadcast_to(np.asarray(rows, dtype=np.float64), c.rho.shape)
     deviation = np.sqrt(c.variance(n) * c.innovation)
     z = (theta - c.floor) * (1 - c.rho) / deviation
+    # The first window moves against one that has not: its innovation is the whole theta.
+    first = (theta - c.floor * (1 - c.rho)) / deviation
     # The gaps were set for the reference's mean size: in deviations of such windows.
     steps = c.gap / deviation[:, None]
-    gain = (steps * z[:, None] - steps**2 / 2).max(1)
+    # A window adds no more than the cap, which is why an alarm needs so many windows.
+    most = detector.cap[:, None]
+    gain = np.minimum(steps * z[:, None] - steps**2 / 2, most)
+    jump = np.minimum(steps * first[:, None] - steps**2 / 2, most)
     weight = detector.by_sign.max(1) / LAMBDAS.size
+    least = detector.min_windows + detector.contrasts.more_windows()
     with np.errstate(divide="ignore", invalid="ignore"):
-        needed = np.log(detector.windows_per_alarm / weight)
-        found: Floats = np.maximum(detector.min_windows, needed / gain)
-    return np.where(gain > 0, found, np.inf)
+        needed = np.log(detector.windows_per_alarm / weight)[:, None]
+        windows = np.where(gain > 0, 1 + np.maximum(needed - jump, 0) / gain, np.inf).min(1)
+    found: Floats = np.maximum(least, windows)
+    return found

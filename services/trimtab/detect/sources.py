@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 from msgspec import Struct
+from scipy.special import ndtr, ndtri
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.observed import Observed
@@ -76,6 +77,8 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     `rows` those of `windows.abnormal`."""
     kind: Kind = Kind.INPUT
     """What a finding on its contrasts is about."""
+    usual: tuple[float, ...] = ()
+    """Share of each bin in the baseline."""
     origin: Origin = "feature"
     column: str = ""
     """Name of the feature, output or gauge."""
@@ -198,6 +201,7 @@ def _column(
         labels=labels,
         weights=weights,
         rates=rates,
+        usual=_shares(counts),
         kind=Kind.INPUT if origin == "feature" else Kind.PREDICTION,
         origin=origin,
         column=column,
@@ -214,19 +218,20 @@ def _rising(
     ends = bucket_ends(state)
     counts = bucket_counts(ends, state)
     matrix, labels, weights = rising_contrasts(counts)
-    usual = _means(matrix, counts)[0].tolist()
+    means = _means(matrix, counts)[0].tolist()
     return SourceContrasts(
         name=name,
         matrix=matrix,
         labels=labels,
         weights=weights,
         rates=("invalid",),
+        usual=_shares(counts),
         kind=Kind.RESOURCES,
         origin=origin,
         column=column,
         ends=ends,
         shares=tuple(
-            share for label, share in zip(labels, usual, strict=True) if label != "location"
+            share for label, share in zip(labels, means, strict=True) if label != "location"
         ),
         directed=True,
         least_rows=least_rows,
@@ -335,6 +340,7 @@ def _segment(cuts: ModelCuts, segment: str, state: PaneState) -> list[SourceCont
                     labels=labels,
                     weights=weights,
                     rates=("missing",) if origin == "feature" else (),
+                    usual=_shares(counts),
                     kind=Kind.INPUT if origin == "feature" else Kind.PREDICTION,
                     origin="feature" if origin == "feature" else "output",
                     column=column,
@@ -407,6 +413,27 @@ def share_moved(source: SourceContrasts, what: str, effect: float) -> tuple[floa
         return None
     p = float(-column.min()) / scale
     return p, min(max(p + effect / scale, 0.0), 1.0)
+
+
+def shifted(source: SourceContrasts, shift_sd: float) -> Floats:
+    """Return what each contrast of a number moves by when its values shift by so many sd, shape (contrasts,).
+
+    As if it were a normal of the same ranks: bin b then holds Phi(z[b + 1] - shift) - Phi(z[b] - shift), z the
+    normal quantiles of the baseline's cumulative shares.
+    """
+    usual = np.array(source.usual)
+    z = ndtri(np.clip(np.concatenate([[0.0], np.cumsum(usual)]), 0, 1))
+    z[-1] = np.inf
+    moved, was = (np.array(source.matrix.T @ p) for p in (np.diff(ndtr(z - shift_sd)), usual))
+    linear = source.size - len(source.shares)
+    for means in (moved, was):
+        means[linear:] = 2 * np.arcsin(np.sqrt(np.clip(means[linear:], 0, 1)))
+    by: Floats = moved - was
+    return by
+
+
+def _shares(counts: Floats) -> tuple[float, ...]:
+    return tuple((counts / max(float(counts.sum()), 1.0)).tolist())
 
 
 def _means(matrix: Floats, counts: Floats) -> tuple[Floats, float]:
