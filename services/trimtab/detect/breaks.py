@@ -15,9 +15,11 @@ from functools import reduce
 import numpy as np
 from msgspec import Struct
 
-from trimtab.detect.contrasts import Contrasts, Floats, ordinary, rate_count
+from trimtab.detect.contrasts import Contrasts
 from trimtab.detect.diagnosis import Code, Sign, Signs
 from trimtab.detect.observed import Observed
+from trimtab.detect.orthonormal import Floats
+from trimtab.detect.sources import ordinary, rate_count
 from trimtab.stats.aggregate import FeatureState, PaneState, mean_sd
 from trimtab.stats.cuts import CategoryCuts, Cuts, ModelCuts, NumericCuts
 
@@ -191,7 +193,7 @@ def heterogeneity(
         tuple(
             source
             for source in Contrasts.of(cuts, Observed(state=whole)).sources
-            if not source.name.startswith("output:")
+            if source.origin == "feature" and source.segment is None
         )
     )
     total = inputs.measure(Observed(state=whole), cuts)

@@ -5,7 +5,7 @@ a short reference makes them weaker, not wrong.
 
 Notation
     n, d     rows and features; bins (n, d) are places in a count vector of the reference's cuts
-    h        contrasts of the binned features and of the score, standardised over the reference (`contrasts`)
+    h        contrasts of the binned features and of the score, standardised over the reference (`orthonormal`)
     w        0 for reference rows, 1 for window rows
     B(x)     1, contrasts of the score, location and spread of each number, indicators of categories
     S6       chi-square of the classes' counts
@@ -26,8 +26,8 @@ import numpy.typing as npt
 from msgspec import Struct
 from scipy.stats import chi2, norm
 
-from trimtab.detect.contrasts import Floats, category_contrasts, numeric_contrasts
 from trimtab.detect.diagnosis import Code, Sign, Signs
+from trimtab.detect.orthonormal import Floats, category_contrasts, numeric_contrasts
 
 Ints = npt.NDArray[np.int64]
 

@@ -12,10 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trimtab.detect.diagnosis import Code, Deploy, Sign, Signals, Signs
+from trimtab.detect.drift import FIGURE
 from trimtab.detect.label_signals import LabelSignals
 from trimtab.records import Finding, Kind, Outcome, Reason, Verdict
 
-DETECTOR_FIGURE = "detector"
 DEPLOY_SHARE = 0.05
 """Share of a window's rows from which on a version counts as deployed: a canary's first step is none."""
 UNJUDGED = frozenset(
@@ -69,8 +69,8 @@ class Judged(Struct, frozen=True):
 
 def is_judged(finding: Finding) -> bool:
     """Whether a finding says something about the model; that rows came is not that."""
-    volume = finding.kind is Kind.VOLUME and finding.rule is None
-    return finding.reason not in UNJUDGED and not volume
+    counted = finding.kind is Kind.VOLUME and finding.rule is None and finding.figure == "rows"
+    return finding.reason not in UNJUDGED and not counted
 
 
 def newest_judged(verdicts: Iterable[Verdict]) -> list[Judged]:
@@ -148,8 +148,8 @@ def _sign(judged: Judged, code: Code, subject: str, text: str) -> Sign:
 
 def _moved(judged: Judged, code: Code) -> Signs:
     """The sources that the detector's tree says have moved or have not come back."""
-    tree = judged.verdict.figures.get(DETECTOR_FIGURE)
-    if judged.finding.figure != DETECTOR_FIGURE or not isinstance(tree, dict):
+    tree = judged.verdict.figures.get(FIGURE)
+    if judged.finding.figure != FIGURE or not isinstance(tree, dict):
         return ()
     kind = judged.finding.kind.value
     signs: dict[str, Sign] = {}
@@ -169,7 +169,7 @@ def _moved(judged: Judged, code: Code) -> Signs:
             signs[source] = Sign(
                 code=code,
                 subject=name,
-                text=f"{name} ({one['what']}) is not as it was.",
+                text=_sentence(one.get("says") or f"{name} ({one['what']}) is not as it was"),
                 onset_ms=one["onset_ms"],
             )
     return tuple(signs.values())
