@@ -339,6 +339,38 @@ def test_the_detector_gives_a_sign_per_moved_source() -> None:
     assert [s.subject for s in alone.answers] == ["score"]
 
 
+@pytest.mark.parametrize(
+    ("status", "now", "expected"),
+    [
+        ("ok", 0.80, True),
+        ("ok", 0.89, False),
+        ("invalid", 0.80, None),
+        ("not_available", 0.80, None),
+    ],
+)
+def test_estimated_quality_since_the_onset_is_compared_with_before(
+    status: str, now: float, expected: bool | None
+) -> None:
+    def estimated(window: int, value: float, outcome: Outcome) -> Verdict:
+        figures = {"accuracy": {"value": value, "low": 0.0, "high": 1.0, "se": 0.01}}
+        onset = T0 + 2 * HOUR if outcome is Outcome.ALARM else None
+        return verdict(
+            window,
+            by_rule(Kind.INPUT, PSI, outcome, value=0.3, onset_ms=onset),
+            estimated={"figures": figures, "status": status},
+        )
+
+    seen = [
+        estimated(3, now, Outcome.ALARM),
+        estimated(2, now, Outcome.ALARM),
+        estimated(1, 0.90, Outcome.OK),
+        estimated(0, 0.91, Outcome.OK),
+    ]
+    found = signals_of(seen, labels_promised=True)
+    assert found.estimate is None if expected is None else bool(found.estimate) == expected
+    assert diagnose(found).cause is Cause.SUSPECTED_HARM
+
+
 def history(*rows: tuple[dict[str, int], str, Outcome]) -> list[Verdict]:
     """Windows 0, 1, …, returned newest first: rows by version, the judged version, accuracy's outcome."""
     onset: int | None = None

@@ -111,6 +111,12 @@ def _names(found: list[Concern]) -> str:
     return ", ".join(dict.fromkeys(c.figure for c in found))
 
 
+def _called(evidence: Evidence, found: list[Concern], *codes: Code) -> str:
+    """What is in trouble, as people call it: what the signs are about, or the figures' names."""
+    subjects = [sign.subject for sign in evidence.diagnosis.reasons if sign.code in codes]
+    return ", ".join(dict.fromkeys(subjects)) or _names(found)
+
+
 def _taken_back(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
     """A promotion that is watched is taken back where quality fell with it; moved answers alone do not do."""
     diagnosis = evidence.diagnosis
@@ -177,7 +183,7 @@ def _harmed(evidence: Evidence) -> str:
     """Name what fell: rules on performance in alarm or, where no rule watches it, labelled rows; "" for nothing."""
     found = evidence.alarms(Kind.PERFORMANCE)
     if found:
-        return _names(found)
+        return _called(evidence, found, Code.QUALITY_DROP)
     diagnosis = evidence.diagnosis
     if evidence.watches_performance or diagnosis.advice is not Advice.RETRAIN:
         return ""
@@ -193,7 +199,7 @@ def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decisio
     return _of(
         Action.WATCH,
         Why.NOT_THE_MODEL,
-        f"{_names(found)} is in alarm. Retraining does not help there: look at the service.",
+        f"{_called(evidence, found, Code.SERVICE)} is in alarm. Retraining does not help there: look at the service.",
         alarms=_figures(found),
     )
 
@@ -203,9 +209,10 @@ def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision |
     if not moved or _harmed(evidence):
         return None
     figures = _figures(moved)
-    what = f"The inputs moved ({_names(moved)})"
+    names = _called(evidence, moved, Code.FEATURE_DRIFT, Code.SCORE_DRIFT)
+    what = f"The inputs moved ({names})"
     if evidence.diagnosis.cause is Cause.JOINT_OR_SERVING_CHANGE:
-        what = f"The answers moved ({_names(moved)}), no single input did: check version and feature order"
+        what = f"The answers moved ({names}), no single input did: check version and feature order"
     if not policy.labels_promised:
         return _of(
             Action.WATCH,

@@ -5,6 +5,7 @@ is S1, `accuracy < 0.9` a drop of quality. A kind that some judged finding speak
 none does is not.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from trimtab.records import Finding, Kind, Outcome, Reason, Verdict
 
 DEPLOY_SHARE = 0.05
 """Share of a window's rows from which on a version counts as deployed: a canary's first step is none."""
+ESTIMATED_FIGURE = "accuracy"
+LEAST_ESTIMATED_DROP = 0.02
+"""A smaller drop of the estimated accuracy is none."""
 UNJUDGED = frozenset(
     {
         Reason.WAITING_FOR_LABELS,
@@ -107,7 +111,8 @@ def signals_of(
         signs = tuple(replace(sign, fresh=fresh) for sign in signs)
         groups[field] = groups.get(field, ()) + signs
     newest = recent[0] if recent else None
-    fields: dict[str, Any] = dict(groups)
+    moved = (*groups.get("features", ()), *groups.get("answers", ()))
+    fields: dict[str, Any] = {**groups, "estimate": estimated_drop(recent, moved)}
     return Signals(
         **fields,
         deploys=deploys_of(verdicts),
@@ -132,6 +137,46 @@ def signs_of(judged: Judged, code: Code) -> Signs:
     else:
         text = f"{finding.figure} is {finding.value:.4g}, which meets the rule `{finding.rule}`."
     return (_sign(judged, code, _source(finding.figure), text),)
+
+
+def estimated_drop(verdicts: Sequence[Verdict], moved: Signs) -> Signs | None:
+    """Return S5: what scores alone say of quality, since the oldest onset of what moved, against before.
+
+    Read from the figures' part `estimated`; None where nothing moved or it holds no valid estimate on a side.
+    The two standard errors of the difference are too wide where both share a calibrator's noise: that is the
+    safe side.
+    """
+    onsets = [sign.onset_ms for sign in moved if sign.onset_ms is not None]
+    if not onsets:
+        return None
+    onset_ms = min(onsets)
+    sides: tuple[list[tuple[float, float]], ...] = ([], [])
+    for verdict in verdicts:
+        tree = verdict.figures.get("estimated") or {}
+        found = tree.get("figures", {}).get(ESTIMATED_FIGURE)
+        if found is not None and tree.get("status") in ("ok", "extrapolating"):
+            sides[verdict.window_start_ms >= onset_ms].append((found["value"], found["se"]))
+    if not all(sides):
+        return None
+    (before, noise), (now, more_noise) = ((_mean(side, 0), _mean(side, 1)) for side in sides)
+    limit = max(LEAST_ESTIMATED_DROP, 2 * math.hypot(noise, more_noise))
+    if before - now <= limit:
+        return ()
+    text = f"By its scores, {now:.1%} of the answers are right, {before:.1%} were: an estimate."
+    return (
+        Sign(
+            code=Code.ESTIMATED_DROP,
+            subject=f"estimated {ESTIMATED_FIGURE}",
+            text=text,
+            value=round(now, 4),
+            limit=round(before, 4),
+            onset_ms=onset_ms,
+        ),
+    )
+
+
+def _mean(side: Sequence[tuple[float, float]], at: int) -> float:
+    return sum(pair[at] for pair in side) / len(side)
 
 
 def _sign(judged: Judged, code: Code, subject: str, text: str) -> Sign:
