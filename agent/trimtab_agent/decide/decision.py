@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from trimtab.detect.diagnosis import Advice, Cause, Code, Diagnosis
+from trimtab.detect.diagnosis import Advice, Cause, Code, Diagnosis, subjects
 from trimtab.records import IncidentState, Kind
 from trimtab_agent.decide.evidence import Concern, Evidence
 from trimtab_agent.decide.policy import Policy, cooldown_ms, next_month_ms, quiet_until_ms
@@ -113,8 +113,7 @@ def _names(found: list[Concern]) -> str:
 
 def _called(evidence: Evidence, found: list[Concern], *codes: Code) -> str:
     """What is in trouble, as people call it: what the signs are about, or the figures' names."""
-    subjects = [sign.subject for sign in evidence.diagnosis.reasons if sign.code in codes]
-    return ", ".join(dict.fromkeys(subjects)) or _names(found)
+    return subjects([s for s in evidence.diagnosis.reasons if s.code in codes]) or _names(found)
 
 
 def _taken_back(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
@@ -187,8 +186,7 @@ def _harmed(evidence: Evidence) -> str:
     diagnosis = evidence.diagnosis
     if evidence.watches_performance or diagnosis.advice is not Advice.RETRAIN:
         return ""
-    fell = (s.subject for s in diagnosis.reasons if s.code is Code.QUALITY_DROP)
-    return ", ".join(dict.fromkeys(fell))
+    return subjects([s for s in diagnosis.reasons if s.code is Code.QUALITY_DROP])
 
 
 def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:

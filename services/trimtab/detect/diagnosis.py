@@ -224,7 +224,7 @@ def _broken_data(signals: Signals) -> _Found | None:
     return _Found(
         Cause.DATA_QUALITY_BREAK,
         Advice.FIX_UPSTREAM,
-        f"The data is broken ({_subjects(signs)}): fix it upstream, do not retrain.{ours}",
+        f"The data is broken ({subjects(signs)}): fix it upstream, do not retrain.{ours}",
         signs,
     )
 
@@ -234,7 +234,7 @@ def _bad_release(signals: Signals) -> _Found | None:
         return _Found(
             Cause.BAD_RELEASE,
             Advice.ROLL_BACK,
-            f"The new version does harm ({_subjects(signals.canary)}): roll back.",
+            f"The new version does harm ({subjects(signals.canary)}): roll back.",
             signals.canary,
         )
     if signals.quality == ():
@@ -252,7 +252,7 @@ def _bad_release(signals: Signals) -> _Found | None:
     return _Found(
         Cause.BAD_RELEASE,
         Advice.ROLL_BACK,
-        f"{_capital(_subjects(signs))} changed when version {deploy.version} came: roll back{back}.",
+        f"{_capital(subjects(signs))} changed when version {deploy.version} came: roll back{back}.",
         signs,
     )
 
@@ -321,7 +321,7 @@ def _by_calibration(signals: Signals) -> _Found:
         return _Found(
             Cause.CONCEPT_DRIFT,
             Advice.RETRAIN,
-            f"The same inputs now mean other labels ({_subjects(where)}): retrain on data since the onset.",
+            f"The same inputs now mean other labels ({subjects(where)}): retrain on data since the onset.",
             (*intercept, *shape, *(conditional or ())),
         )
     moved = signals.score_of_labelled
@@ -329,7 +329,7 @@ def _by_calibration(signals: Signals) -> _Found:
         return _Found(
             Cause.LABEL_SHIFT,
             Advice.RECALIBRATE,
-            f"The classes come in other shares ({_subjects(prior)}), each looks as before: recalibrate, "
+            f"The classes come in other shares ({subjects(prior)}), each looks as before: recalibrate, "
             "or correct the threshold for the new shares.",
             (*prior, *intercept),
         )
@@ -352,14 +352,14 @@ def _calibrated(signals: Signals) -> _Found:
         return _Found(
             Cause.COVARIATE_HARMFUL,
             Advice.RETRAIN,
-            f"Inputs moved to where the model is worse ({_subjects(moved)}), and quality fell: "
+            f"Inputs moved to where the model is worse ({subjects(moved)}), and quality fell: "
             "retrain with the new data.",
             (*moved, *quality),
         )
     return _Found(
         Cause.COVARIATE_BENIGN,
         Advice.DO_NOTHING,
-        f"Inputs moved ({_subjects(moved)}), quality did not suffer: nothing to do. "
+        f"Inputs moved ({subjects(moved)}), quality did not suffer: nothing to do. "
         "Accept the new baseline once it has settled.",
         moved,
     )
@@ -372,7 +372,7 @@ def _without_calibration(signals: Signals) -> _Found:
         return _joint(signals)
     if not moved:
         return _quality_alone(signals)
-    names = _subjects(moved)
+    names = subjects(moved)
     if quality:
         return _Found(
             Cause.UNDETERMINED,
@@ -423,7 +423,7 @@ def _joint(signals: Signals) -> _Found:
         return _Found(
             Cause.JOINT_OR_SERVING_CHANGE,
             Advice.WAIT_FOR_LABELS,
-            f"The answers moved ({_subjects(answers)}) and quality fell, yet no single input moved: check "
+            f"The answers moved ({subjects(answers)}) and quality fell, yet no single input moved: check "
             "version, feature order and what feeds the model.",
             (*answers, *signals.quality),
         )
@@ -432,7 +432,7 @@ def _joint(signals: Signals) -> _Found:
     return _Found(
         Cause.JOINT_OR_SERVING_CHANGE,
         Advice.WAIT_FOR_LABELS if signals.labels_promised and not harmless else Advice.DO_NOTHING,
-        f"The answers moved ({_subjects(answers)}), no single input did: check version and feature "
+        f"The answers moved ({subjects(answers)}), no single input did: check version and feature "
         + ("order. Quality did not suffer." if harmless else f"order, {wait}."),
         answers,
     )
@@ -443,7 +443,7 @@ def _quality_alone(signals: Signals) -> _Found:
         return _Found(
             Cause.UNDETERMINED,
             Advice.RETRAIN,
-            f"Quality fell ({_subjects(signals.quality)}); nothing that is measured tells why.",
+            f"Quality fell ({subjects(signals.quality)}); nothing that is measured tells why.",
             signals.quality,
         )
     if signals.estimate:
@@ -457,7 +457,7 @@ def _quality_alone(signals: Signals) -> _Found:
         return _Found(
             Cause.SERVICE,
             Advice.FIX_UPSTREAM,
-            f"{_subjects(signals.service)} is in alarm. Retraining does not help there: look at the service.",
+            f"{subjects(signals.service)} is in alarm. Retraining does not help there: look at the service.",
             signals.service,
         )
     if signals.label_prior or signals.class_conditional or signals.label_pipeline:
@@ -465,13 +465,13 @@ def _quality_alone(signals: Signals) -> _Found:
         return _Found(
             Cause.UNDETERMINED,
             Advice.WAIT_FOR_LABELS,
-            f"The labelled rows changed ({_subjects(signs)}); more of them must tell how.",
+            f"The labelled rows changed ({subjects(signs)}); more of them must tell how.",
             signs,
         )
     return _Found(Cause.NONE, Advice.DO_NOTHING, "Nothing has moved.", ())
 
 
-def _subjects(signs: Sequence[Sign], most: int = 4) -> str:
+def subjects(signs: Sequence[Sign], most: int = 4) -> str:
     """Return what signs are about, in their order; the first few of many."""
     names = list(dict.fromkeys(sign.subject or sign.code.value for sign in signs))
     more = f" and {len(names) - most} more" if len(names) > most else ""
