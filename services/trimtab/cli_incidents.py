@@ -117,3 +117,5 @@ def print_diagnosis(decision: Mapping[str, Any]) -> None:
         console.print(f"{key:20} {value}", markup=False, highlight=False, soft_wrap=True)
     for sign in said.get("reasons", ()):
         console.print(f"  {sign['text']}", markup=False, highlight=False, soft_wrap=True)
+    if said.get("more_reasons"):
+        console.print(f"  and {said['more_reasons']} more")

@@ -324,6 +324,18 @@ def test_every_decision_keeps_the_diagnosis_with_its_reasons() -> None:
     assert "diagnosis" not in decide(evidence(BAD), POLICY, NOW).numbers
 
 
+def test_of_very_many_signs_the_record_keeps_those_it_rests_on() -> None:
+    many = tuple(
+        Sign(code=Code.FEATURE_DRIFT, subject=f"x{n}", text=f"x{n} moved.") for n in range(2_000)
+    )
+    found = decide(evidence(BAD, diagnosis=replace(HARMFUL, reasons=many)), POLICY, NOW)
+    said = found.numbers["diagnosis"]
+    assert said["reasons"][0]["subject"] == "x0"
+    assert len(said["reasons"]) + said["more_reasons"] == 2_000
+    assert len(said["reasons"]) <= 40
+    assert len(found.reason) < 300
+
+
 def test_an_approval_is_named_when_a_person_must_give_it() -> None:
     found = decide(evidence(BAD), replace(POLICY, mode="approve"), NOW)
     assert found.action is Action.RETRAIN

@@ -394,7 +394,7 @@ def test_a_deploy_after_which_quality_falls_is_a_bad_release() -> None:
     found = diagnose(signals_of(seen, labels_promised=True))
     assert found.cause is Cause.BAD_RELEASE
     assert found.summary == "Accuracy changed when version 2 came: roll back to 1."
-    assert found.reasons[-1].code is Code.DEPLOY
+    assert found.reasons[0].code is Code.DEPLOY
 
 
 def test_a_deploy_into_trouble_is_no_bad_release() -> None:

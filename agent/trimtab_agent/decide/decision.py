@@ -18,6 +18,9 @@ from trimtab.records import IncidentState, Kind
 from trimtab_agent.decide.evidence import Concern, Evidence
 from trimtab_agent.decide.policy import Policy, cooldown_ms, next_month_ms, quiet_until_ms
 
+REASONS_MOST = 40
+"""Signs kept in a decision's record, which is written at each change; the first are those it rests on."""
+
 
 class Action(StrEnum):
     """What the agent does. What it cannot do itself (fix, recalibrate) is `watch`, and the diagnosis advises it."""
@@ -88,7 +91,9 @@ def _with_diagnosis(decision: Decision, diagnosis: Diagnosis) -> Decision:
     """Add what kind of change it is to a decision's numbers, where it is any."""
     if diagnosis.cause is Cause.NONE:
         return decision
-    said = msgspec.to_builtins(diagnosis)
+    said = msgspec.to_builtins(replace(diagnosis, reasons=diagnosis.reasons[:REASONS_MOST]))
+    if len(diagnosis.reasons) > REASONS_MOST:
+        said["more_reasons"] = len(diagnosis.reasons) - REASONS_MOST
     return replace(decision, numbers={**decision.numbers, "diagnosis": said})
 
 

@@ -176,7 +176,7 @@ class Diagnosis(Struct, frozen=True, omit_defaults=True, kw_only=True):
     summary: str
     """What it is and what to do, in one or two short sentences."""
     reasons: Signs = ()
-    """Every firing sign, those of other causes, too."""
+    """Every firing sign: first those that the cause rests on, then those of other causes."""
     onset_ms: int | None = None
     """When what it rests on began, event time."""
     also: tuple[Cause, ...] = ()
@@ -204,7 +204,7 @@ def diagnose(signals: Signals) -> Diagnosis:
         cause=first.cause,
         advice=first.advice,
         summary=first.summary,
-        reasons=firing + _deploy_reason(first, signals),
+        reasons=tuple(dict.fromkeys(_deploy_reason(first, signals) + first.signs + firing)),
         onset_ms=min(onsets, default=None),
         also=tuple(one.cause for one in causes if one is not first),
     )
