@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, func, insert, select, update
 
 from trimtab.contracts.model import Contract
@@ -253,12 +254,4 @@ def _observe(
     pane = observe_pane(
         cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules={}
     )
-    return PaneState(
-        pane.cuts_id,
-        pane.rows,
-        pane.statuses,
-        pane.rules,
-        pane.features,
-        pane.outputs,
-        LatencyState.observe(latency_ms),
-    )
+    return replace(pane, latency_ms=LatencyState.observe(latency_ms))
