@@ -29,9 +29,10 @@ INTEGERS = st.integers(-(2**63), 2**63 - 1)
     arrays.arrays(np.uint64, SIZE),
     arrays.arrays(np.bool_, SIZE),
     arrays.arrays(np.int32, SIZE),
+    arrays.arrays(np.int8, SIZE),
     st.integers(1, 2**40),
 )
-def test_columns_come_back_as_they_were(integers, floats, hashes, flags, codes, step):
+def test_columns_come_back_as_they_were(integers, floats, hashes, flags, codes, small, step):
     columns = {
         "integers": integers,
         "steps": (codes.astype(np.int64) % 1_000) * step,
@@ -39,6 +40,7 @@ def test_columns_come_back_as_they_were(integers, floats, hashes, flags, codes, 
         "hashes": hashes,
         "flags": flags,
         "codes": codes,
+        "small": small,
     }
     found, extra = unpack(pack(columns, {"classes": ["a"]}))
     assert extra == {"classes": ["a"]}

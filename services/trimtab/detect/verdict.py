@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline
 from trimtab.detect.figures import Figures, Labelled, figures
+from trimtab.detect.label_free import LabelFree, estimated
 from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState, ResourceState
@@ -65,6 +66,8 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     stalled: str | None = None
     """Why the window is judged although a partition holds its watermark."""
     changed: str | None = None
+    label_free: LabelFree | None = None
+    """What an estimate without labels rests on; None in verdicts from before there were any."""
 
 
 class Detector(Protocol):
@@ -117,6 +120,8 @@ def evaluate(
     if detector is not None:
         detector_state, said = detector.update(inputs.detector_state, inputs)
         findings += said
+    if inputs.label_free is not None:
+        tree["estimated"] = _estimated(inputs, inputs.label_free, findings)
     worst = overall(findings, inputs)
     return Verdict(
         model=contract.name,
@@ -199,7 +204,30 @@ def _prior(inputs: WindowInputs, detector_state: Json) -> Json:
         "baseline": [baseline.id, baseline.windows, baseline.wanted] if baseline else None,
         "windows": msgspec.to_builtins(list(inputs.prior)),
     }
+    if inputs.label_free is not None:
+        said["label_free"] = msgspec.to_builtins(inputs.label_free)
     return {**said, "detector": detector_state} if detector_state else said
+
+
+def _estimated(inputs: WindowInputs, known: LabelFree, findings: Sequence[Finding]) -> Figures:
+    """Return what the judged version's figures would be by its scores."""
+    judged = inputs.by_version.get(inputs.judged_version or "")
+    contract = inputs.contract
+    broken = next(
+        (
+            f"the rule `{f.rule}` on data quality is broken"
+            for f in findings
+            if f.kind is Kind.DATA_QUALITY and f.outcome is Outcome.ALARM
+        ),
+        None,
+    )
+    return estimated(
+        known,
+        judged.scored if judged else {},
+        judged.rows if judged else 0,
+        contract.prediction.positive if contract.task == "binary" else None,
+        broken,
+    )
 
 
 # --- findings that need no rule ---------------------------------------------------------------------

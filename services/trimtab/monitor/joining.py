@@ -253,11 +253,11 @@ def _state(names: list[str], label: Records, p: Records) -> PerformanceState:
     found, counts = np.unique(codes * places + p["bin"] + 1, return_counts=True)  # NO_SCORE is -1
     confusion: dict[tuple[str, str], int] = {}
     scored: dict[tuple[str, str, int], int] = {}
-    for code, count in zip(found.tolist(), counts.tolist(), strict=True):
+    for code, rows in zip(found.tolist(), counts.tolist(), strict=True):
         pair = names[code // places // width], names[code // places % width]
-        confusion[pair] = confusion.get(pair, 0) + count
+        confusion[pair] = confusion.get(pair, 0) + rows
         if code % places:
-            scored[*pair, code % places - 1] = count
+            scored[*pair, code % places - 1] = rows
     return PerformanceState(
         dict(sorted(confusion.items())), rows=label.size, scored=dict(sorted(scored.items()))
     )

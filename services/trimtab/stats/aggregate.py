@@ -416,7 +416,7 @@ class PaneState(msgspec.Struct, frozen=True):
         )
 
     def with_uncut(self, other: Self) -> Self:
-        """Return this state with what no cuts are needed for of another: rows, statuses, latencies, scores …"""
+        """Return this state with what of another needs no cuts: rows, statuses, rules, latencies, scores."""
         return replace(
             self,
             rows=self.rows + other.rows,
@@ -516,7 +516,8 @@ def _observe_scored(
     named = {
         key: table[place]
         for place, key in enumerate(answers.keys)
-        if isinstance(key, str) and known.index.get(key, len(known.categories)) < len(known.categories)
+        if isinstance(key, str)
+        and known.index.get(key, len(known.categories)) < len(known.categories)
     }
     return {key: tuple(row.tolist()) for key, row in sorted(named.items()) if row.any()}
 

@@ -18,7 +18,7 @@ through that map; MAE and bias carry normal intervals (ddof 1). 0/0 is undefined
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -199,9 +199,7 @@ def _canonical(counts: Mapping[Place, int]) -> dict[Place, int]:
     return {place: count for place, count in sorted(counts.items()) if count}
 
 
-def _sum(
-    a: Mapping[Place, int], b: Mapping[Place, int]
-) -> Mapping[Place, int]:
+def _sum(a: Mapping[Place, int], b: Mapping[Place, int]) -> Mapping[Place, int]:
     if not (a and b):
         return a or b
     total = dict(a)

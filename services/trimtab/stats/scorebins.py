@@ -24,6 +24,8 @@ MIDDLES.flags.writeable = False
 def score_bins(scores: npt.ArrayLike) -> Bins:
     """Return the bin of each score, NO_SCORE where there is none; shape (n,)."""
     values = np.asarray(scores, dtype=np.float64)
-    inside = (values >= 0.0) & (values <= 1.0)  # false for NaN
-    scaled = np.minimum(np.where(inside, values, 0.0) * BINS, BINS - 1).astype(np.int8)
-    return np.where(inside, scaled, np.int8(NO_SCORE)).astype(np.int8, copy=False)
+    with np.errstate(over="ignore"):
+        scaled = values * BINS
+    np.minimum(scaled, BINS - 1, out=scaled)
+    scaled[~((values >= 0.0) & (values <= 1.0))] = NO_SCORE  # NaN, too
+    return scaled.astype(np.int8)
