@@ -114,6 +114,10 @@ def test_labels_taken_back_before_their_rows_leave_the_figures_open():
     assert all("taken back" in figure.reason for figure in figures.values())
 
 
+def test_scores_of_two_decimals_have_a_bin_each():
+    assert score_bins([float(f"0.{k:02}") for k in range(100)]).tolist() == list(range(100))
+
+
 def test_what_is_no_probability_has_no_bin():
     scores = [
         0.0,
@@ -130,4 +134,4 @@ def test_what_is_no_probability_has_no_bin():
         np.inf,
         -np.inf,
     ]
-    assert score_bins(scores).tolist() == [0, 0, 1, 28, 50, 99, 99, 0, *[NO_SCORE] * 5]
+    assert score_bins(scores).tolist() == [0, 0, 1, 29, 50, 99, 99, 0, *[NO_SCORE] * 5]

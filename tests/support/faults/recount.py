@@ -496,7 +496,7 @@ def score_bin(score):
     """The hundredth that a score lies in, None when it is no number between 0 and 1."""
     if score is None or not 0 <= score <= 1:
         return None
-    return min(int(float(score) * 100), 99)
+    return min(int(float(score) * 100 + 1e-9), 99)
 
 
 def segments_of(contract, row):
