@@ -37,9 +37,12 @@ LEAST_LABELS = 500
 """Fewer labelled reference rows calibrate nothing: the interval would be wider than the figure is worth."""
 LEAST_OF_BOTH = 20
 """Hits and misses that a reference needs at least."""
-LEAST_IN_BIN = 30
+LEAST_NEAR = 30
+_NEAR_BINS = 2
+"""A bin is supported by LEAST_NEAR reference labels in it and so many bins on either side, so that a
+reference of a thousand labels, which leaves ten in a bin, is not called an extrapolation for that."""
 MOST_UNSUPPORTED = 0.05
-"""Share of rows in bins with fewer than LEAST_IN_BIN reference labels beyond which it extrapolates."""
+"""Share of rows in bins with fewer than LEAST_NEAR reference labels near beyond which it extrapolates."""
 _CLIP = 1e-4
 
 FALSE_INVALID_WINDOWS = 1_000
@@ -105,9 +108,10 @@ class Calibrator(Struct, frozen=True):
     """N_b."""
 
     def unsupported(self, rows: Ints) -> float:
-        """Return the share of rows, by bin, in bins that hardly any reference label fell in."""
+        """Return the share of rows, by bin, in bins that hardly any reference label fell near."""
         total = int(rows.sum())
-        return float(rows[self.labels < LEAST_IN_BIN].sum() / total) if total else 0.0
+        near = np.convolve(self.labels, np.ones(2 * _NEAR_BINS + 1, np.int64), "same")
+        return float(rows[near < LEAST_NEAR].sum() / total) if total else 0.0
 
     def noise(self, influence: Floats) -> float:
         """Return the calibration noise of a figure; `influence` is sum n I of each bin."""

@@ -27,6 +27,7 @@ from trimtab.store.calibrations import (
     range_signature,
     reference_of,
 )
+from trimtab.store.entries import BEGINNING_MS
 from trimtab.store.window_state import WindowState
 
 _Key = tuple[int, str]
@@ -72,7 +73,9 @@ class LabelFreeReader:
             short = "it has no labels with a score" if counts is None else counts.shortage
             return LabelFree(reason=f"baseline {baseline.id}, version {version}: {short}")
         windows = self._labelled_windows(connection, contract, version)
-        earlier = [window for window in windows if window.start_ms < end_ms]
+        # What the reference is made of says nothing about what came since.
+        from_ms = BEGINNING_MS if reference.range_ms is None else reference.range_ms[1]
+        earlier = [window for window in windows if from_ms <= window.start_ms < end_ms]
         check = residual_check(calibrator(counts), earlier) if earlier else NOT_CHECKED
         return LabelFree(counts, reference.since_ms, check)
 
@@ -86,7 +89,7 @@ class LabelFreeReader:
                 if known is None or known[0] != signature:
                     counts = range_counts(connection, contract, version, *found.range_ms)
                     self._counts[key] = known = signature, counts
-                found = Reference(found.since_ms, known[1])
+                found = Reference(found.since_ms, known[1], found.range_ms)
             self._references[key] = found
         return self._references[key]
 

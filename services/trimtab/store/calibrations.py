@@ -30,9 +30,10 @@ Signature = tuple[int, ...]
 
 
 class Reference(Struct, frozen=True):
-    """Where the labels of one version under a baseline are; `since_ms` is the end of its windows.
+    """Labels of one version under a baseline; `since_ms` is the end of its windows, or when it was made.
 
-    `counts` are those of its notes; without them the labels are in [from_ms, to_ms), None for nowhere.
+    `counts` are those of its notes; without them the labels are those in `range_ms`, the baseline's windows
+    (None of a file without times).
     """
 
     since_ms: int
@@ -86,14 +87,15 @@ def reference_of(
         ).where(baselines.c.id == baseline_id)
     ).one()
     since_ms = row.created_ms if row.to_ms is None else row.to_ms
+    range_ms = None if row.from_ms is None else (row.from_ms, row.to_ms)
     notes = msgspec.json.decode(row.body)
     if NOTE in notes:
         note = msgspec.convert(notes[NOTE], _Note)
         if note.positive == _positive(contract):
             for name in (version, FILE):
                 if name in note.versions:
-                    return Reference(since_ms, _noted(note, name))
-    return Reference(since_ms, None, None if row.from_ms is None else (row.from_ms, row.to_ms))
+                    return Reference(since_ms, _noted(note, name), range_ms)
+    return Reference(since_ms, None, range_ms)
 
 
 def range_signature(
