@@ -2,14 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from litestar.testing import TestClient
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from trimtab.alerts.delivery import Relay
+from trimtab.api.app import create_app
+from trimtab.cli import app
 from trimtab.contracts.model import (
     Alarms,
     Contract,
@@ -19,12 +25,13 @@ from trimtab.contracts.model import (
     Reference,
     Windows,
 )
-from trimtab.alerts.delivery import Relay
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.joiner import Joiner
 from trimtab.monitor.verify import verify_verdict
-from trimtab.store import migrate
+from trimtab.records import Role
+from trimtab.settings import load
+from trimtab.store import keys, migrate
 from trimtab.store.baselines import fit_from_file
 from trimtab.store.engine import Store, open_store
 from trimtab.store.models import active_cuts
@@ -259,3 +266,37 @@ def test_where_it_cannot_be_it_says_why(store: Store, change, said) -> None:
     assert estimated["status"] == "not_available"
     assert said in estimated["reason"]
     assert estimated["figures"] == {}
+
+
+@pytest.mark.parametrize("drift", [0.0, -0.7])
+def test_pages_interface_and_command_show_it_with_its_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drift: float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load({}, environ={}).settings
+    (tmp_path / ".trimtab").mkdir()
+    store = open_store(settings.store.url)
+    migrate.upgrade(store)
+    model = Model(store).calibrated()
+    for _ in range(3):
+        start_ms = model.window(labelled=ROWS, drift=drift)
+    found = model.judge()["estimated"]
+    sentence, accuracy = found["assumes"], found["figures"]["accuracy"]
+    _, secret = keys.create_key(store, "test", Role.VIEWER, "*", START)
+    headers = {"Authorization": f"Bearer {secret}"}
+    with TestClient(create_app(store, settings)) as client:
+        row = client.get(f"/v1/models/m/windows/{start_ms}", headers=headers).json()
+        window = client.get(f"/models/m/windows/{start_ms}", headers=headers)
+        whole = client.get("/models/m", headers=headers)
+    store.close()
+    told = CliRunner().invoke(app, ["window", "show", "m", str(start_ms)])
+    assert told.exit_code == 0
+    assert found == json.loads(json.dumps(row))["verdict"]["figures"]["estimated"]
+    assert found["status"] == ("invalid" if drift else "ok")
+    for text in (window.text, told.stdout):
+        said = " ".join(unescape(text).split())
+        assert sentence in said
+        assert f"{accuracy['value']:.4g}" in said
+        assert f"{model.truth['accuracy']:.4g}" in said
+        assert ("contradict it" in said) == bool(drift)
+    assert whole.status_code == 200
