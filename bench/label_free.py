@@ -23,8 +23,8 @@ import rig
 from scipy.stats import rankdata
 
 from trimtab.detect.label_free import (
-    Calibration,
     LabelFree,
+    LabelledScores,
     LabelledWindow,
     calibrator,
     estimated,
@@ -52,10 +52,10 @@ def by_bin(scores: Floats, chosen: Flags) -> npt.NDArray[np.int64]:
     return np.bincount(score_bins(scores[chosen]), minlength=BINS)
 
 
-def counts(scores: Floats, hits: Flags) -> Calibration:
+def counts(scores: Floats, hits: Flags) -> LabelledScores:
     """Labelled rows by score bin."""
     sides = (by_bin(scores, chosen).tolist() for chosen in (hits, ~hits))
-    return Calibration(*map(tuple, sides))
+    return LabelledScores(*map(tuple, sides))
 
 
 def realised(scores: Floats, said: Flags, hits: Flags) -> dict[str, float]:

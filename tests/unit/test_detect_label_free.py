@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from trimtab.detect.label_free import (
     LEAST_LABELS,
-    Calibration,
     LabelFree,
+    LabelledScores,
     LabelledWindow,
     binary_estimates,
     calibrator,
@@ -34,7 +34,9 @@ def by_bin(scores, chosen):
 
 
 def calibration(scores, hits):
-    return Calibration(tuple(by_bin(scores, hits).tolist()), tuple(by_bin(scores, ~hits).tolist()))
+    return LabelledScores(
+        tuple(by_bin(scores, hits).tolist()), tuple(by_bin(scores, ~hits).tolist())
+    )
 
 
 def sigmoid(x):
@@ -119,7 +121,7 @@ def test_a_calibrator_that_holds_is_hardly_ever_called_invalid(rows, reference_r
 
 def test_the_evidence_of_each_window_is_an_e_value_at_the_edge_of_what_is_tolerated():
     """E exp(step) <= 1 when hits exceed the calibrator by just what is let pass, exactly enumerated."""
-    reference = Calibration(
+    reference = LabelledScores(
         tuple([0] * 50 + [600_000] + [0] * 49), tuple([0] * 50 + [400_000] + [0] * 49)
     )
     fitted = calibrator(reference)
@@ -135,7 +137,7 @@ def test_the_evidence_of_each_window_is_an_e_value_at_the_edge_of_what_is_tolera
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_estimates_are_the_figures_of_an_expected_confusion_matrix(hits, misses, said, not_said):
-    fitted = calibrator(Calibration((*hits[:-1], hits[-1] + 1), tuple(misses)))
+    fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))
     positive, negative = np.array(said), np.array(not_said)
     found = binary_estimates(fitted, positive, negative)
     n = positive.sum() + negative.sum()
@@ -156,8 +158,8 @@ def test_estimates_are_the_figures_of_an_expected_confusion_matrix(hits, misses,
 @given(COUNTS, COUNTS, COUNTS)
 def test_flipping_labels_and_scores_together_changes_neither_accuracy_nor_auc(hits, misses, rows):
     hits[0] += 1
-    one = calibrator(Calibration(tuple(hits), tuple(misses)))
-    other = calibrator(Calibration(tuple(misses[::-1]), tuple(hits[::-1])))
+    one = calibrator(LabelledScores(tuple(hits), tuple(misses)))
+    other = calibrator(LabelledScores(tuple(misses[::-1]), tuple(hits[::-1])))
     upper, lower = np.array(rows), np.array(rows[::-1]) + 1
     a = binary_estimates(one, upper, lower)
     b = binary_estimates(other, lower[::-1], upper[::-1])
@@ -172,7 +174,7 @@ def test_the_influences_are_the_figures_derivatives(said, not_said, place, answe
     positive, negative = np.array(said), np.array(not_said) + 1
     (positive if answer == "positive" else negative)[place] += 5
     g = np.linspace(0.02, 0.97, BINS)
-    reference = Calibration(
+    reference = LabelledScores(
         tuple(np.round(g * 10**9).astype(int).tolist()),
         tuple(np.round((1 - g) * 10**9).astype(int).tolist()),
     )
@@ -205,7 +207,7 @@ def test_shares_rise_with_the_score_and_empty_bins_lie_between_their_neighbours(
     hits[10], misses[10] = 10, 90
     hits[20], misses[20] = 50, 50
     hits[21], misses[21] = 40, 60
-    fitted = calibrator(Calibration(tuple(hits), tuple(misses)))
+    fitted = calibrator(LabelledScores(tuple(hits), tuple(misses)))
     assert fitted.shares[[0, 10, 15, 20, 21, 99]] == pytest.approx(
         [0.1, 0.1, 0.275, 0.45, 0.45, 0.45]
     )
@@ -285,7 +287,7 @@ def test_scores_where_the_reference_had_none_are_called_extrapolation():
     ],
 )
 def test_a_reference_that_calibrates_nothing_gives_no_estimate(hits, misses, said):
-    known = LabelFree(Calibration(tuple(hits), tuple(misses)))
+    known = LabelFree(LabelledScores(tuple(hits), tuple(misses)))
     tree = estimated(known, {"y": (1,) * BINS}, 100, "y")
     assert tree["status"] == "not_available"
     assert said in tree["reason"]

@@ -210,7 +210,7 @@ def test_what_it_is_calibrated_on_outlives_the_labels(store: Store) -> None:
         kept = connection.scalars(select(performance.c.pane_start_ms)).all()
         notes = json.loads(connection.scalar(select(baselines.c.body).where(baselines.c.active)))
     assert START not in kept
-    assert notes["calibration"]["positive"] == "yes"
+    assert notes["labelled_scores"]["positive"] == "yes"
     model.window()
     after = model.judge()["estimated"]
     assert after["reference_labels"] == before["reference_labels"] == 4 * ROWS

@@ -58,7 +58,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-class Calibration(Struct, frozen=True):
+class LabelledScores(Struct, frozen=True):
     """Labelled reference rows by score bin: `hits` and `misses` of each of the BINS bins."""
 
     hits: tuple[int, ...]
@@ -119,8 +119,8 @@ class Calibrator(Struct, frozen=True):
 
 
 @lru_cache(maxsize=256)  # one of each model and version, asked for at every window
-def calibrator(reference: Calibration) -> Calibrator:
-    """Fit the shares of hits by bin. The reference has labels (see `Calibration.shortage`)."""
+def calibrator(reference: LabelledScores) -> Calibrator:
+    """Fit the shares of hits by bin. The reference has labels (see `LabelledScores.shortage`)."""
     hits, misses = np.array(reference.hits), np.array(reference.misses)
     labels = hits + misses
     filled = np.flatnonzero(labels)
@@ -200,7 +200,7 @@ def _estimate(fitted: Calibrator, value: float, *parts: tuple[Ints, Floats]) -> 
 
 
 class LabelledWindow(Struct, frozen=True):
-    """Labelled rows of one window by score bin, as in Calibration."""
+    """Labelled rows of one window by score bin, as in LabelledScores."""
 
     start_ms: int
     hits: tuple[int, ...]
@@ -294,7 +294,7 @@ class LabelFree(Struct, frozen=True):
     reference.
     """
 
-    reference: Calibration | None = None
+    reference: LabelledScores | None = None
     since_ms: int = 0
     check: ResidualCheck = NOT_CHECKED
     reason: str = ""

@@ -11,13 +11,14 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline
 from trimtab.detect.label_free import (
     NOT_CHECKED,
-    Calibration,
     LabelFree,
+    LabelledScores,
     LabelledWindow,
     calibrator,
     residual_check,
 )
-from trimtab.store.calibrations import (
+from trimtab.store.entries import BEGINNING_MS
+from trimtab.store.labelled_scores import (
     MOST_WINDOWS,
     Reference,
     Signature,
@@ -27,7 +28,6 @@ from trimtab.store.calibrations import (
     range_signature,
     reference_of,
 )
-from trimtab.store.entries import BEGINNING_MS
 from trimtab.store.window_state import WindowState
 
 _Key = tuple[int, str]
@@ -40,7 +40,7 @@ class LabelFreeReader:
     def __init__(self) -> None:
         self._references: dict[_Key, Reference] = {}
         self._labelled: dict[str, list[LabelledWindow]] = {}
-        self._counts: dict[_Key, tuple[Signature, Calibration]] = {}
+        self._counts: dict[_Key, tuple[Signature, LabelledScores]] = {}
         self._windows: dict[tuple[str, int], tuple[Signature, LabelledWindow]] = {}
 
     def begin(self) -> None:

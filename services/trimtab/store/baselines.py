@@ -26,8 +26,8 @@ from trimtab.stats.cuts import (
     model_cuts,
     numeric_column,
 )
-from trimtab.store.calibrations import FILE, calibration_note
 from trimtab.store.engine import Store
+from trimtab.store.labelled_scores import FILE, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
@@ -499,7 +499,7 @@ def fit_from_file(
         labelled = reference_labels(contract, table)
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
-            notes |= calibration_note(contract, {FILE: labelled})
+            notes |= labelled_scores_note(contract, {FILE: labelled})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)

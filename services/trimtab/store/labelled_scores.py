@@ -1,7 +1,7 @@
 """What label-free estimates are calibrated on: labels of a baseline's windows, by version and score bin.
 
 While these labels are kept they are read from the performance of the baseline's windows, so that late
-and corrected ones count. Before retention lets them go, `keep_calibrations` writes them into the
+and corrected ones count. Before retention lets them go, `keep_labelled_scores` writes them into the
 baseline's notes. A baseline from a file has those of the file's label column there from the beginning.
 """
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, func, select, update
 
 from trimtab.contracts.model import Contract
-from trimtab.detect.label_free import Calibration, LabelledWindow
+from trimtab.detect.label_free import LabelledScores, LabelledWindow
 from trimtab.stats.performance import PerformanceState
 from trimtab.stats.score_figures import hits_and_misses
 from trimtab.stats.scorebins import BINS
@@ -20,7 +20,7 @@ from trimtab.store.performance import window_performance
 from trimtab.store.tables import baselines, performance
 from trimtab.windows.panes import start_of
 
-NOTE, FILE = "calibration", ""
+NOTE, FILE = "labelled_scores", ""
 """Key in a baseline's notes, and the version that stands for the labels of a file."""
 MOST_WINDOWS, MOST_PANES = 50, 3_000
 """Recent windows with labels that a calibrator is checked against, and the panes looked at for them."""
@@ -37,7 +37,7 @@ class Reference(Struct, frozen=True):
     """
 
     since_ms: int
-    counts: Calibration | None = None
+    counts: LabelledScores | None = None
     range_ms: tuple[int, int] | None = None
 
 
@@ -49,18 +49,20 @@ class _Note(Struct, frozen=True):
     """(bin, hits, misses) of each bin that has any."""
 
 
-def counts_of(state: PerformanceState, contract: Contract) -> Calibration:
+def counts_of(state: PerformanceState, contract: Contract) -> LabelledScores:
     """Return joined rows by score bin. Negative counts (a label taken back early) count as none."""
     sides = hits_and_misses(state.scored, _positive(contract))
     hits, misses = (tuple(side.clip(min=0).tolist()) for side in sides)
-    return Calibration(hits, misses)
+    return LabelledScores(hits, misses)
 
 
 def _positive(contract: Contract) -> str | None:
     return contract.prediction.positive if contract.task == "binary" else None
 
 
-def calibration_note(contract: Contract, by_version: dict[str, PerformanceState]) -> dict[str, Any]:
+def labelled_scores_note(
+    contract: Contract, by_version: dict[str, PerformanceState]
+) -> dict[str, Any]:
     """Return the entry of a baseline's notes that keeps these labels."""
     versions = {}
     for version, state in sorted(by_version.items()):
@@ -70,11 +72,11 @@ def calibration_note(contract: Contract, by_version: dict[str, PerformanceState]
     return {NOTE: msgspec.to_builtins(_Note(_positive(contract), versions))}
 
 
-def _noted(note: _Note, version: str) -> Calibration:
+def _noted(note: _Note, version: str) -> LabelledScores:
     hits, misses = [0] * BINS, [0] * BINS
     for place, hit, miss in note.versions[version]:
         hits[place], misses[place] = hit, miss
-    return Calibration(tuple(hits), tuple(misses))
+    return LabelledScores(tuple(hits), tuple(misses))
 
 
 def reference_of(
@@ -117,7 +119,7 @@ def range_signature(
 
 def range_counts(
     connection: Connection, contract: Contract, version: str, from_ms: int, to_ms: int
-) -> Calibration:
+) -> LabelledScores:
     """Return the labelled rows of a version in [from_ms, to_ms) by score bin."""
     found = window_performance(connection, contract.name, from_ms, to_ms).get(version)
     return counts_of(PerformanceState() if found is None else found.state, contract)
@@ -160,7 +162,7 @@ def labelled_window(
     return LabelledWindow(start_ms, counts.hits, counts.misses)
 
 
-def keep_calibrations(connection: Connection, contract: Contract, before_ms: int) -> None:
+def keep_labelled_scores(connection: Connection, contract: Contract, before_ms: int) -> None:
     """Write the labels of baselines' windows into their notes, where some are from before `before_ms`.
 
     Called in the transaction that asks to let these labels go; later ones of the same windows change
@@ -181,7 +183,7 @@ def keep_calibrations(connection: Connection, contract: Contract, before_ms: int
             continue
         found = window_performance(connection, contract.name, row.from_ms, row.to_ms)
         scored = {version: one.state for version, one in found.items() if one.state.scored}
-        notes |= calibration_note(contract, scored)
+        notes |= labelled_scores_note(contract, scored)
         connection.execute(
             update(baselines)
             .where(baselines.c.id == row.id)
