@@ -33,7 +33,7 @@ from trimtab.events.types import (
     Status,
 )
 from trimtab.sdk.outbox import DropReason, Message, Outbox, StreamStats
-from trimtab.sdk.plain import columns, floats, scalar, scalars
+from trimtab.sdk.plain import columns, float_columns, floats, scalar, scalars
 from trimtab.sdk.producer import VALUE_BYTES_MAX, make_producer, parse_api_version
 from trimtab.sdk.resources import ResourceSampler
 from trimtab.sdk.sender import Sender
@@ -194,6 +194,7 @@ class InferenceStream:
         traffic_revision: Sequence[int | None] | None = None,
         sample_rate: float = 1.0,
         version: str | None = None,
+        attributions: Mapping[str, Sequence[float | None]] | None = None,
     ) -> list[str]:
         """Send many inferences as columns of equal length; return the rows' ids.
 
@@ -225,6 +226,7 @@ class InferenceStream:
                 served_by=None if served_by is None else list(served_by[part]),
                 traffic_revision=None if traffic_revision is None else list(traffic_revision[part]),
                 sample_rate=sample_rate,
+                attributions=None if attributions is None else float_columns(attributions, part),
             )
 
         for start in range(0, rows, BATCH_ROWS_MAX):
@@ -285,7 +287,7 @@ class InferenceStream:
 
         `features(*args, **kwargs)` gives the features; by default the first argument if it is a
         mapping, else the keyword arguments. `answer(result)` gives the prediction, or a mapping with
-        `prediction` and `scores`; by default the result is taken as either. An exception of the
+        `prediction`, `scores` and `attributions`; by default the result is taken as either. An exception of the
         function is sent as status "error" and goes on to the caller. Works on coroutines, too.
         """
         if predict is None:
@@ -300,11 +302,13 @@ class InferenceStream:
                 self._drop("invalid", f"{type(fault).__name__}: {fault}")
                 return
             scores = said.get("scores") if isinstance(said, Mapping) else None
+            attributions = said.get("attributions") if isinstance(said, Mapping) else None
             prediction = said.get("prediction") if isinstance(said, Mapping) else said
             self.log(
                 given,
                 prediction,
                 scores=scores,
+                attributions=attributions,
                 latency_ms=latency_ms,
                 status="ok" if error is None else "error",
                 error=error,
