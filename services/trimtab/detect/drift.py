@@ -239,7 +239,11 @@ def _kinds(detector: Detector) -> list[Kind]:
 
 
 def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterable[Finding]:
-    """One finding per kind: the worst that the detector has to say of it."""
+    """One finding per kind: the worst that the detector has to say of it.
+
+    Its value is the evidence of the kind's sources that stand out; of a kind that has none, all that is left.
+    """
+    left = said.evidence * max(0.0, 1 - sum(m.share for m in said.moved))
 
     def is_of(m: Moved, kind: Kind) -> bool:
         return kind_of(_source(detector, m.source), m.what) is kind
@@ -268,7 +272,7 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             outcome=outcome,
             reason=reason,
             figure=FIGURE,
-            value=said.evidence,
+            value=said.evidence * sum(m.share for m in now) if now else left,
             threshold=1.0,
             rows=rows,
             detail=detail,
