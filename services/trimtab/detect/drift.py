@@ -208,7 +208,7 @@ def watch(watching: Watching, window: Observed, start_ms: int) -> Watched:
     return Watched(
         said=said,
         after=after,
-        findings=tuple(_findings(detector, after, said)),
+        findings=tuple(_findings(detector, after, said, window.state.rows)),
         tree=_tree(watching, after, said),
     )
 
@@ -238,8 +238,12 @@ def _kinds(detector: Detector) -> list[Kind]:
     return [kind for kind in Kind if kind in found]
 
 
-def _findings(detector: Detector, after: State, said: Said) -> Iterable[Finding]:
-    """One finding per kind: the worst that the detector has to say of it."""
+def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterable[Finding]:
+    """One finding per kind: the worst that the detector has to say of it.
+
+    Its value is the evidence of the kind's sources that stand out; of a kind that has none, all that is left.
+    """
+    left = said.evidence * max(0.0, 1 - sum(m.share for m in said.moved))
 
     def is_of(m: Moved, kind: Kind) -> bool:
         return kind_of(_source(detector, m.source), m.what) is kind
@@ -268,8 +272,9 @@ def _findings(detector: Detector, after: State, said: Said) -> Iterable[Finding]
             outcome=outcome,
             reason=reason,
             figure=FIGURE,
-            value=said.evidence,
+            value=said.evidence * sum(m.share for m in now) if now else left,
             threshold=1.0,
+            rows=rows,
             detail=detail,
             onset_ms=onset_ms,
         )
