@@ -367,7 +367,7 @@ def read_archived(file: ArchiveFile) -> pa.Table:
             f"{path} is not the file the archive's manifest names (its SHA-256 differs); "
             "restore it from a backup, or purge it from the archive"
         )
-    return pyarrow.parquet.read_table(pa.BufferReader(content))
+    return pyarrow.parquet.ParquetFile(pa.BufferReader(content)).read()
 
 
 def _read_original(snapshot: Snapshot) -> pa.Table:
