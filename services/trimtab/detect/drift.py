@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from scipy.special import ndtri
 
@@ -21,6 +22,7 @@ from trimtab.detect.calibration import (
     LEAST_REBASE_WINDOWS,
     REFUSED_WINDOWS,
     Calibration,
+    Season,
     calibrate,
     rebased,
 )
@@ -55,6 +57,11 @@ class Fitted(Struct, frozen=True, kw_only=True):
     def detector(self, windows_per_alarm: float, length_ms: int) -> Detector:
         """Return it with a budget."""
         return Detector(self.contrasts, self.calibration, windows_per_alarm, length_ms)
+
+    def feature_season(self) -> Season:
+        """Return the season of the features, whatever latencies and volume have."""
+        origins = [s.origin for s in self.contrasts.sources for _ in s.labels]
+        return self.calibration.season_of(np.array([o == "feature" for o in origins], np.bool_))
 
 
 class Refused(Struct, frozen=True):
