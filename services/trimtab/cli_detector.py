@@ -1,10 +1,16 @@
 """Commands about the drift detector: what it was fitted on, what it says, what it can be expected to see."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import typer
 
 from trimtab.cli_context import loaded, store_of
 from trimtab.cli_output import Json, ModelName, console, print_json, print_table, when
-from trimtab.store.detector_view import DetectorView, detector_view
+
+if TYPE_CHECKING:
+    from trimtab.store.detector_view import DetectorView
 
 detector_app = typer.Typer(
     help="What watches a model for change, inside a budget of false alarms.", no_args_is_help=True
@@ -14,6 +20,8 @@ detector_app = typer.Typer(
 @detector_app.command("show")
 def detector_show(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
     """Show a model's detector: its budget, its reference, and what has moved."""
+    from trimtab.store.detector_view import detector_view
+
     fleet = loaded(context).settings.alarms.false_alarms
     with store_of(context) as store:
         view = detector_view(store, model, fleet)

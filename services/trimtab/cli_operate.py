@@ -28,7 +28,6 @@ from trimtab.records import Alert, Role, Rollout, Run
 from trimtab.settings import show
 from trimtab.store import overview
 from trimtab.store.alerts import open_alerts
-from trimtab.store.detector_view import fleet_budgets
 from trimtab.store.verdicts import latest_verdicts
 
 alert_app = typer.Typer(help="Conditions people should know of.", no_args_is_help=True)
@@ -454,6 +453,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say how the fleet is; exit code 3 while an alert is open or a model is in alarm."""
+    from trimtab.store.detector_view import fleet_budgets
+
     with store_of(context) as store:
         while True:
             page = overview.fleet(store, limit=overview.PAGE_MAX)

@@ -7,7 +7,9 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from litestar.testing import TestClient
 
+from trimtab.api.app import create_app
 from trimtab.arrow import decode_message
 from trimtab.contracts.check import FEATURES_MAX, check
 from trimtab.contracts.compare import compare
@@ -17,15 +19,18 @@ from trimtab.errors import ContractError
 from trimtab.events.cloudevents import batch_rows, encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.monitor.counting import Segments, count_rows, group_rows
-from trimtab.monitor.decode import decode_records
+from trimtab.monitor.decode import Reading, decode_records
 from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.partition import OwnedPartition
 from trimtab.monitor.sampling import _sample_rows
 from trimtab.monitor.views import ModelView
-from trimtab.records import Outcome
+from trimtab.records import Outcome, Role
+from trimtab.settings import load
 from trimtab.source import Partition
-from trimtab.store import alerts, verdicts
+from trimtab.store import alerts, keys, ledger, verdicts
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import open_store
+from trimtab.store.models import active_cuts, apply_contract
 from trimtab.store.reference_file import read_reference
 from trimtab.store.tables import metadata
 from trimtab.testing.arrow import arrow_headers, arrow_stream, arrow_table
@@ -34,6 +39,7 @@ from trimtab.testing.series import SeriesWriter
 from trimtab.windows.panes import pane_starts
 
 PLACE = Partition("in", 0)
+START_MS = 1_700_000_000_000
 FEATURES = {
     "income": Feature("number", personal=True),
     "channel": Feature("category"),
@@ -237,6 +243,47 @@ def test_attributions_of_personal_features_are_in_no_sample():
     assert set(features) == {"channel", "brightness", "attribution:channel"}
 
 
+def test_a_partition_makes_their_cuts_from_the_first_rows_and_counts_them(sqlite_url):
+    store = open_store(sqlite_url)
+    metadata.create_all(store.engine)
+    made = contract(reference=Reference(rows=300))
+    apply_contract(store, made, "", "test", START_MS)
+    views = {"m": ModelView(1, made)}
+    claim = ledger.claim(
+        store,
+        consumer="monitor",
+        cluster_id="c",
+        topic="in",
+        topic_id="",
+        partition=0,
+        owner="test",
+        beginning_offset=0,
+        now_ms=START_MS,
+    )
+    one, log = OwnedPartition(store, claim, "inference", views), MemoryLog()
+    shares = np.random.default_rng(4).normal(size=400).tolist()
+
+    def flush(first, end, cuts):
+        for n in range(first, end):
+            event = single(n, {"income": shares[n], "channel": 0.5})
+            log.send(PLACE, msgspec.structs.replace(event, time=START_MS + n), START_MS + n)
+        reading = Reading("inference", "in", views)
+        reading.add([r for r in log.records[PLACE] if r.offset >= one.next_offset])
+        one.flush(reading, end, cuts, START_MS)
+
+    flush(0, 300, {})
+    cuts = active_cuts(store, "m")
+    assert cuts is not None
+    assert len(cuts.feature["attribution:income"].edges) > 50
+    flush(300, 400, {"m": cuts})
+    states = [row.state for row in one.open.values()]
+    assert sum(state.rows for state in states) == 400
+    counted = [state.features["attribution:income"] for state in states]
+    assert sum(found.rows - found.missing for found in counted) == 400
+    assert min(found.minimum for found in counted) == min(shares)
+    store.close()
+
+
 # --- references -----------------------------------------------------------------------------------
 
 
@@ -267,7 +314,7 @@ def test_an_attribution_that_moves_raises_the_alarm_of_its_rule(sqlite_url):
         reference=Reference(windows=3),
         alarms=Alarms(rules=("psi(attribution:x) > 0.25", "psi(x) > 0.25")),
     )
-    start_ms = 1_700_000_000_000
+    start_ms = START_MS
     writer = SeriesWriter(store, made, start_ms)
     rng = np.random.default_rng(5)
 
@@ -295,4 +342,18 @@ def test_an_attribution_that_moves_raises_the_alarm_of_its_rule(sqlite_url):
     assert math.isclose(figures["features"]["attribution:x"]["missing_rate"], 0)
     (alert,) = alerts.open_alerts(store, "m")
     assert alert.condition == "psi(attribution:x) > 0.25"
+    shown_by_the_api(store, start_ms + 7 * 2_000)
     store.close()
+
+
+def shown_by_the_api(store, window_ms):
+    app = create_app(store, load({}, environ={}).settings)
+    _, secret = keys.create_key(store, "test", Role.ADMIN, "*", window_ms)
+    with TestClient(app) as client:
+        bearer = {"Authorization": f"Bearer {secret}"}
+        series = client.get("/v1/models/m/series", headers=bearer).json()
+        assert {"psi(attribution:x)", "psi(x)"} <= series["drift"].keys()
+        client.post("/login", data={"key": secret})
+        page = client.get(f"/models/m/windows/{window_ms}", headers={"Accept": "text/html"})
+        assert page.status_code == 200
+        assert "attribution:x" in page.text

@@ -116,6 +116,30 @@ def test_a_batch_arrives_whole_or_in_parts(stream: InferenceStream, broker: Brok
     assert stream.stats().sent == count
 
 
+def test_attributions_arrive_beside_single_inferences_batches_and_watched_calls(
+    stream: InferenceStream, broker: Broker
+) -> None:
+    stream.log({"a": 1.0}, "p", attributions={"a": np.float32(0.5), "b": np.nan})
+    rows = {"a": np.arange(3.0), "c": ["x"] * 3}
+    stream.log_batch(rows, attributions={"a": np.array([0.5, np.nan, -1]), "c": [1, None, 2]})
+    stream.log_batch(rows, attributions={"a": ["much", 0, 0]})  # type: ignore[dict-item]
+
+    @stream.watch
+    def predict(features: dict[str, float]) -> dict[str, Any]:
+        return {"prediction": "p", "attributions": {"a": 0.25}}
+
+    predict({"a": 1.0})
+    assert stream.flush(10)
+    single, batch, watched = broker.events()
+    assert isinstance(single, Inference)
+    assert isinstance(batch, InferenceBatch)
+    assert isinstance(watched, Inference)
+    assert single.attributions == {"a": 0.5}
+    assert batch.attributions == {"a": [0.5, None, -1], "c": [1, None, 2]}
+    assert (watched.prediction, watched.attributions) == ("p", {"a": 0.25})
+    assert stream.stats().dropped_by_reason == {"invalid": 1}
+
+
 def test_nothing_raises_into_the_caller_and_everything_is_counted(
     stream: InferenceStream, broker: Broker
 ) -> None:

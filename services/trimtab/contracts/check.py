@@ -14,6 +14,8 @@ from trimtab.errors import ContractError
 
 FEATURES_MAX = 2_000
 SEGMENTS_MAX = 50
+LEAST_SHIFT = 0.005
+"""Of `alarms.smallest_shift`: less is what any two weeks differ by."""
 RULES_MAX = 200
 CATEGORIES_MAX = 10_000
 CLASSES_MAX = 10_000
@@ -277,6 +279,12 @@ def _check_rules(contract: Contract, *, judge: bool) -> Iterator[tuple[Path, str
         message = rule_problem(rule, contract)
         if message and judge:
             yield path, message
+    shift = contract.alarms.smallest_shift
+    if not LEAST_SHIFT <= shift <= 1:
+        yield (
+            ("alarms", "smallest_shift"),
+            f"expected {LEAST_SHIFT} to 1 (standard deviations of a row), got {shift}.",
+        )
     budget = contract.alarms.false_alarms
     if budget is not None and false_alarm_rate(budget) is None:
         yield (

@@ -287,7 +287,7 @@ class InferenceStream:
 
         `features(*args, **kwargs)` gives the features; by default the first argument if it is a
         mapping, else the keyword arguments. `answer(result)` gives the prediction, or a mapping with
-        `prediction` and `scores`; by default the result is taken as either. An exception of the
+        `prediction`, `scores` and `attributions`; by default the result is taken as either. An exception of the
         function is sent as status "error" and goes on to the caller. Works on coroutines, too.
         """
         if predict is None:
@@ -302,11 +302,13 @@ class InferenceStream:
                 self._drop("invalid", f"{type(fault).__name__}: {fault}")
                 return
             scores = said.get("scores") if isinstance(said, Mapping) else None
+            attributions = said.get("attributions") if isinstance(said, Mapping) else None
             prediction = said.get("prediction") if isinstance(said, Mapping) else said
             self.log(
                 given,
                 prediction,
                 scores=scores,
+                attributions=attributions,
                 latency_ms=latency_ms,
                 status="ok" if error is None else "error",
                 error=error,

@@ -1,10 +1,10 @@
 """Descriptors as lines of a contract."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 
+from trimtab.contracts.check import feature_name_problem
 from trimtab.sdk.describe.inputs import DescriptorError
 
 CONSTANT_FROM = 20
@@ -23,12 +23,15 @@ def feature_lines(described: Mapping[str, float] | Sequence[Mapping[str, float]]
     >>> print(feature_lines({"brightness": 0.4}))
     brightness = { kind = "number", input = false }
 
-    Raises DescriptorError where there is nothing to declare.
+    Raises DescriptorError where there is nothing to declare, or a name that no contract can declare.
     """
     rows = [described] if isinstance(described, Mapping) else list(described)
     names = dict.fromkeys(name for row in rows for name in row)
     if not names:
         raise DescriptorError("Nothing is described; give what a describe_ function returned.")
+    for name in names:
+        if problem := feature_name_problem(name):
+            raise DescriptorError(f"{name!r} cannot be declared: {problem}")
     lines = []
     for name in names:
         values = {row.get(name, math.nan) for row in rows}
@@ -42,5 +45,4 @@ def feature_lines(described: Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
 def _key(name: str) -> str:
-    # A JSON string is a TOML basic string.
-    return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return name if _BARE_KEY.fullmatch(name) else '"' + name.replace("\\", "\\\\") + '"'
