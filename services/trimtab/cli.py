@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from trimtab import __version__
 from trimtab.cli_context import loaded, parse_flags, remember, run_process, store_of
-from trimtab.cli_detector import detector_app
+from trimtab.cli_detector import detector_app, plan
 from trimtab.cli_models import baseline_app, ledger_app, model_app, window_app
 from trimtab.cli_operate import (
     alert_app,
@@ -173,6 +173,7 @@ app.command("up")(up)
 app.command("status")(status)
 app.command("doctor")(doctor)
 app.command("stream")(stream)
+app.command("plan")(plan)
 
 
 @app.command()

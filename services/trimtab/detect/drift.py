@@ -208,7 +208,7 @@ def watch(watching: Watching, window: Observed, start_ms: int) -> Watched:
     return Watched(
         said=said,
         after=after,
-        findings=tuple(_findings(detector, after, said)),
+        findings=tuple(_findings(detector, after, said, window.state.rows)),
         tree=_tree(watching, after, said),
     )
 
@@ -238,7 +238,7 @@ def _kinds(detector: Detector) -> list[Kind]:
     return [kind for kind in Kind if kind in found]
 
 
-def _findings(detector: Detector, after: State, said: Said) -> Iterable[Finding]:
+def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterable[Finding]:
     """One finding per kind: the worst that the detector has to say of it."""
 
     def is_of(m: Moved, kind: Kind) -> bool:
@@ -270,6 +270,7 @@ def _findings(detector: Detector, after: State, said: Said) -> Iterable[Finding]
             figure=FIGURE,
             value=said.evidence,
             threshold=1.0,
+            rows=rows,
             detail=detail,
             onset_ms=onset_ms,
         )

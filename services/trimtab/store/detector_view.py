@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.budget import Budget, budget_of, parse_budget, sharing_of
+from trimtab.detect.plan import Planned, plan, support
 from trimtab.errors import NotFoundError
 from trimtab.store.baselines import detector_baseline_id
 from trimtab.store.detectors import DetectorRow, detector
@@ -116,10 +117,46 @@ def said_of(budget: Budget, fleet: str) -> str:
     return f"{budget.per_month:.3g} per 30 days, one of {budget.share_of} shares of the fleet's {fleet}"
 
 
-def active_detector(store: Store, model: str) -> DetectorRow | None:
-    """Return the newest detector of the baseline that is in use; None while there is none."""
+class PlanView(Struct, frozen=True, kw_only=True):
+    """What a model's detector can be expected to see, and when."""
+
+    model: str
+    budget: str
+    windows_per_alarm: float
+    window_length: str
+    reference: str
+    """What the length of the reference allows, in one sentence."""
+    planned: list[Planned]
+
+
+def plan_view(
+    store: Store, model: str, fleet: str, *, budget: str | None = None, rows: float | None = None
+) -> PlanView:
+    """Return the plan of a model's detector, with its own budget or another, such as "1 per 90 days".
+
+    Raises NotFoundError for a model without a detector, saying why there is none.
+    """
+    current = _contracts(store)
+    if model not in current:
+        raise NotFoundError(f"There is no model {model!r}. `trimtab model list` names them.")
+    contract = current[model]
     with store.read() as connection:
-        return _active(connection, model)
+        row = _active(connection, model)
+    if row is None or row.fitted is None:
+        raise NotFoundError(f"{model} has no detector: {_reason(row)}.")
+    mine = budget_of(contract, parse_budget(fleet), sharing_of(current.values()))
+    if budget is not None:
+        mine = parse_budget(budget)
+    length_ms = contract.windows.length_ms
+    detector = row.fitted.detector(mine.windows_per_alarm(length_ms), length_ms)
+    return PlanView(
+        model=model,
+        budget=said_of(mine, fleet) if budget is None else budget,
+        windows_per_alarm=detector.windows_per_alarm,
+        window_length=contract.windows.length,
+        reference=support(detector, contract.alarms.smallest_shift).says,
+        planned=list(plan(detector, rows)),
+    )
 
 
 def _active(connection: Connection, model: str) -> DetectorRow | None:
