@@ -34,7 +34,7 @@ Limit = Literal["contract", "reference", "variation"]
 SIZES: dict[Unit, tuple[float, ...]] = {
     "sd": (0.1, 0.25, 0.5, 1.0),
     "points": (0.01, 0.03, 0.05, 0.1),
-    "fall": (0.6, 0.7, 0.9, 1.0),
+    "fall": (0.4, 0.5, 0.7, 1.0),
 }
 MOST_SHIFT_SD = 8.0
 """Larger shifts are all the same: every row is beyond the reference."""

@@ -45,8 +45,8 @@ RISING_BINS = 64
 """Most bins that log buckets are merged to."""
 LEAST_SAMPLES = 10
 """Samples of a gauge that a window needs, and a usual window of the baseline."""
-VOLUME_UNIT = 0.05
-"""A halving of the rows moves the contrast of the volume by this: with a floor of .05 only more alarms."""
+VOLUME_UNIT = 0.085
+"""A halving of the rows moves the contrast of the volume by this: a floor of .05 is a fall by a third."""
 VOLUME_OFFSET = 20
 """Added to the rows: of fewer than this many, no window tells that there are too few."""
 VOLUME_ROWS = 1e6
