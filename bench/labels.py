@@ -25,6 +25,7 @@ from sqlalchemy import func, select
 from trimtab.monitor.compaction import compact
 from trimtab.monitor.joiner import CHECKPOINT_RUNS, Joiner
 from trimtab.monitor.joining import Joining
+from trimtab.stats.scorebins import score_bins
 from trimtab.store import ledger
 from trimtab.store.engine import Store, open_store
 from trimtab.store.entries import decode_kept, encode_kept
@@ -91,6 +92,7 @@ def predictions(rng: np.random.Generator, rows: int, start_ms: int) -> Predictio
         rng.integers(0, 2, rows).astype(np.int32),
         GROUPS,
         CLASSES,
+        score_bins(rng.beta(2, 5, rows)),
     )
 
 

@@ -387,10 +387,38 @@ def window_show(
                 f"version {version}: {found['labelled_rows']:,} of {found['predicted_rows']:,} rows "
                 f"labelled, of a sample of {found['sampled_share']:.2%}"
             )
+    _show_estimate(last.figures)
     for point in history[1:]:
         console.print(
             f"revision {point.verdict.revision}: {point.verdict.changed}", markup=False, style="dim"
         )
+
+
+def _show_estimate(tree: dict[str, Any]) -> None:
+    """What the figures would be by the scores alone, beside those of labels, and what that assumes."""
+    estimated = tree.get("estimated") or {}
+    if not estimated:
+        return
+    reason = f" ({estimated['reason']})" if estimated["reason"] else ""
+    console.print(f"estimated without labels: {estimated['status']}{reason}", markup=False)
+    if not estimated["figures"]:
+        return
+    judged = (tree.get("performance") or {}).get(tree.get("judged_version"), {})
+    realised = judged.get("figures") or {}
+    print_table(
+        ("figure", "estimated", "95 % interval", "from labels"),
+        (
+            (
+                name,
+                figure(found["value"]),
+                f"{figure(found['low'])} to {figure(found['high'])}",
+                figure((realised.get(name) or {}).get("value")),
+            )
+            for name, found in estimated["figures"].items()
+        ),
+        "no figures",
+    )
+    console.print(estimated["assumes"], markup=False, style="dim")
 
 
 @window_app.command("history")

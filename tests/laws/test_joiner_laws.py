@@ -27,13 +27,21 @@ LABELS = st.tuples(
 EVENTS = st.lists(st.tuples(st.integers(1, 3), PREDICTIONS | LABELS), max_size=25)
 
 
+def bin_of(event):
+    """The score bin of a prediction: any function of what else it says, -1 now and then."""
+    _, row, second, third, code = event
+    return (row * 37 + second * 23 + third * 11 + code * 7) % 101 - 1
+
+
 def run_of(seq, partition, event):
     kind, row, second, third, code = event
     hashes = id_hashes([f"id{row}"])
     codes = np.array([code], np.int32)
     if kind == "p":
         pane = np.array([second * 1_000])
-        run = PredictionRun(hashes, pane, np.array([third], np.int32), codes, GROUPS, CLASSES)
+        group, place = np.array([third], np.int32), bin_of(event)
+        bins = None if place < 0 else np.array([place], np.int8)
+        run = PredictionRun(hashes, pane, group, codes, GROUPS, CLASSES, bins)
     else:
         time = np.array([(row * 7 + second * 3 + code) % 5 * 1_000])
         run = LabelRun(*(hashes, time, np.array([second]), np.array([third])), codes, CLASSES)
@@ -62,24 +70,27 @@ def recount(events):
     predictions, labels = {}, {}
     for partition, (kind, row, second, third, code) in events:
         if kind == "p":
-            predictions.setdefault(row, []).append((second * 1_000, partition, third, code))
+            place = bin_of((kind, row, second, third, code))
+            predictions.setdefault(row, []).append((second * 1_000, partition, third, code, place))
         else:
             labels.setdefault(row, []).append((second, third, CLASSES[code].encode()))
     states = {}
     for row, found in predictions.items():
-        pane, _, group, code = min(found, key=lambda p: p[:2])
+        pane, _, group, code, place = min(found, key=lambda p: p[:2])
         if code < 0:
             continue
         best = max(labels.get(row, []), default=None)
         for segment in ("", *GROUPS[group].segments):
             g = GROUPS[group]
             key = (pane, g.version, g.arm, g.traffic_revision, segment)
-            confusion, labelled, predicted = states.setdefault(key, [{}, 0, 0])
+            confusion, labelled, predicted, scored = states.setdefault(key, [{}, 0, 0, {}])
             states[key][2] = predicted + 1
             if best is not None and not best[1]:
                 pair = (best[2].decode(), CLASSES[code])
                 confusion[pair] = confusion.get(pair, 0) + 1
                 states[key][1] = labelled + 1
+                if place >= 0:
+                    scored[*pair, place] = scored.get((*pair, place), 0) + 1
     return states
 
 
@@ -129,6 +140,7 @@ def test_any_order_and_any_batches_end_at_the_recount(events, cuts, random):
             dict(v[0].confusion),
             v[1],
             v[2],
+            dict(v[0].scored),
         ]
         for k, v in states.items()
     }
@@ -194,6 +206,7 @@ def entries(kept):
     found = {}
     for h, p in zip(kept.prediction_hashes.tolist(), kept.predictions, strict=True):
         value = (int(p["pane"]), int(p["partition"]), groups[p["group"]], classes[p["code"]])
+        value = (*value, int(p["bin"]))
         found.setdefault(h, {})["p"] = value
     for h, one in zip(kept.label_hashes.tolist(), kept.labels, strict=True):
         value = (int(one["time"]), int(one["revision"]), int(one["partition"]))

@@ -14,6 +14,7 @@ from trimtab.stats.aggregate import (
     FeatureState,
     PaneState,
     ResourceState,
+    StateError,
     _observe_by_grid,
     describe_feature,
     feature_identity,
@@ -39,7 +40,7 @@ from trimtab.stats.fixedpoint import (
     quantise,
 )
 from trimtab.stats.loghistogram import LogHistogram
-from trimtab.stats.performance import PerformanceState
+from trimtab.stats.performance import PerformanceState, merge_all
 from trimtab.stats.tests import compare
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -68,13 +69,16 @@ def frozen(column) -> np.ndarray:
 NUMBER = build_numeric_cuts(np.random.default_rng(7).normal(10.0, 3.0, 4_000))
 CATEGORY = build_category_cuts(["a"] * 5 + ["b"] * 3 + ["1", "true"])
 SCORE = build_numeric_cuts(np.linspace(0.0, 1.0, 500))
-MODEL = model_cuts([("x", NUMBER), ("channel", CATEGORY)], [("score", SCORE)])
+ANSWER = build_category_cuts(["a", "b", "1"])
+MODEL = model_cuts(
+    [("x", NUMBER), ("channel", CATEGORY)], [("prediction", ANSWER), ("score", SCORE)]
+)
 
 rows = st.lists(
     st.tuples(
         st.one_of(anything, ordinary, special),
         st.sampled_from(["a", "b", "zz", None, True, 1, 1.0]),
-        st.floats(0, 1),
+        st.one_of(st.floats(0, 1), st.sampled_from([0.29, 1.0, 1.5, -0.01, math.nan, math.inf])),
         st.sampled_from(["ok", "error", "timeout"]),
         st.one_of(anything, st.floats(0, 5_000)),
     ),
@@ -93,7 +97,7 @@ def pane(batch) -> PaneState:
             "x": Column(frozen([r[0] for r in batch]), bounds=(0.0, 20.0)),
             "score": Column(frozen([r[2] for r in batch])),
         },
-        categories={"channel": [r[1] for r in batch]},
+        categories={"channel": [r[1] for r in batch], "prediction": [r[1] for r in batch]},
         statuses=status,
         rules={"slow": sum(1 for r in batch if r[4] > 100)},
         latency_ms=frozen([r[4] for r in batch]),
@@ -125,6 +129,39 @@ def test_merging_panes_is_associative_commutative_and_has_an_identity(a, b, c):
 def test_a_pane_read_back_from_its_bytes_is_equal(batch):
     state = pane(batch)
     assert PaneState.from_bytes(state.to_bytes()) == state
+
+
+@given(rows)
+def test_rows_are_counted_by_predicted_class_and_hundredth_of_the_score(batch):
+    expected: dict[str, dict[int, int]] = {}
+    for _, channel, score, *_ in batch:
+        name = category_key(channel)
+        if name in ("a", "b", "1") and 0 <= score <= 1:
+            of_class = expected.setdefault(name, {})
+            place = min(math.floor(score * 100 + 1e-9), 99)
+            of_class[place] = of_class.get(place, 0) + 1
+    counted = pane(batch).scored
+    assert {
+        name: {place: count for place, count in enumerate(counts) if count}
+        for name, counts in counted.items()
+    } == expected
+    assert all(len(counts) == 100 for counts in counted.values())
+
+
+@given(rows)
+def test_states_from_before_scores_were_counted_are_still_read_and_written(batch):
+    state = pane(batch)
+    old = msgspec.msgpack.encode(msgspec.msgpack.decode(state.to_bytes())[:8])
+    read = PaneState.from_bytes(old)
+    assert read == msgspec.structs.replace(state, scored={})
+    assert read.to_bytes() == old
+
+
+@pytest.mark.parametrize("pairs", [[100, 1], [1], [-1, 2]])
+def test_a_pane_with_an_impossible_score_bin_is_refused(pairs):
+    parts = msgspec.msgpack.decode(pane([(1.0, "a", 0.5, "ok", 1.0)]).to_bytes())
+    with pytest.raises(StateError, match="recount from the archive"):
+        PaneState.from_bytes(msgspec.msgpack.encode([*parts[:8], {"a": pairs}]))
 
 
 @given(values, values)
@@ -322,13 +359,17 @@ def test_figures_of_anything_are_numbers_or_cannot_be_told(window, reference, bi
 
 # --- performance --------------------------------------------------------------------------------
 
-joined = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=40)
+joined = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from("abc"), st.integers(-1, 99)), max_size=40
+)
 any_error = st.one_of(ordinary, anything, special)
 joined_numbers = st.lists(st.tuples(any_error, any_error), max_size=40)
 
 
 def of_classes(pairs) -> PerformanceState:
-    return PerformanceState.of_classes([p[0] for p in pairs], [p[1] for p in pairs])
+    return PerformanceState.of_classes(
+        [p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs]
+    )
 
 
 def of_numbers(pairs) -> PerformanceState:
@@ -342,6 +383,26 @@ def test_class_deltas_cancel_exactly(a, b):
     assert x.merge(x.negate()).is_empty
     assert x.merge(y).to_bytes() == of_classes(b + a).to_bytes()
     assert PerformanceState.from_bytes(x.negate().to_bytes()) == x.negate()
+
+
+@given(st.lists(joined, max_size=5))
+def test_merging_many_at_once_is_merging_one_by_one(parts):
+    states = [of_classes(part) for part in parts]
+    one_by_one = PerformanceState()
+    for state in states:
+        one_by_one = one_by_one.merge(state)
+    merged = merge_all(states)
+    assert (merged or PerformanceState()).to_bytes() == one_by_one.to_bytes()
+    assert (merged is None) == (not states)
+
+
+@given(joined)
+def test_performance_from_before_scores_were_kept_is_still_read_and_written(pairs):
+    state = of_classes(pairs)
+    old = msgspec.msgpack.encode(msgspec.msgpack.decode(state.to_bytes())[:7])
+    read = PerformanceState.from_bytes(old)
+    assert read == msgspec.structs.replace(state, scored={})
+    assert read.to_bytes() == old
 
 
 @given(joined_numbers, joined_numbers)

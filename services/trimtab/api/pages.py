@@ -228,6 +228,7 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
         "newest": newest[0].verdict if newest else None,
         "windows": newest,
         "tiles": _tiles(status, newest[0].verdict.figures if newest else {}),
+        **_estimate(newest[0].verdict.figures if newest else {}),
         "detector": None
         if status.retired
         else detector_view(store, model, state.settings.alarms.false_alarms),
@@ -241,6 +242,12 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
         "steps": agent.transitions_of(store, "rollout", rollouts[0].id) if rollouts else [],
         "ledger": _ledger(store) if request.user.scope == keys.EVERYTHING else None,
     }
+
+
+def _estimate(tree: dict[str, Any]) -> dict[str, Any]:
+    """What `estimate.html` shows: the estimate, and beside it the figures of the same version's labels."""
+    judged = (tree.get("performance") or {}).get(tree.get("judged_version"), {})
+    return {"estimated": tree.get("estimated") or {}, "realised": judged.get("figures") or {}}
 
 
 def _ledger(store: Store) -> dict[str, Any]:
@@ -321,6 +328,7 @@ def window_page(
         "features": features,
         "prediction": last.figures.get("prediction") or {},
         "performance": last.figures.get("performance") or {},
+        **_estimate(last.figures),
         "evidence": msgspec.to_builtins(last.evidence),
         "report": reports.state(model, start_ms),
     }

@@ -318,6 +318,12 @@ def rule_problem(rule: Rule, contract: Contract) -> str | None:
         return f"{rule.figure} is for regression; this model is {contract.task}."
     if spec.task == "classification" and contract.task == "regression":
         return f"{rule.figure} is for classification; this model is a regression."
+    if spec.task == "binary" and contract.task != "binary":
+        return f"{rule.figure} is for binary models; this model is {contract.task}."
+    if spec.task == "binary" and contract.prediction.positive is None:
+        return (
+            f"{rule.figure} needs the class that the score is for. Set `positive` in [prediction]."
+        )
     if rule.feature is None:
         return None
     if rule.feature == PREDICTION:

@@ -53,11 +53,12 @@ class FigureSpec(Struct, frozen=True):
     target: Target
     unit: Unit
     meaning: str
-    task: Literal["any", "classification", "regression"] = "any"
+    task: Literal["any", "classification", "binary", "regression"] = "any"
 
 
 _Q, _I, _P, _R = Kind.DATA_QUALITY, Kind.INPUT, Kind.PERFORMANCE, Kind.RESOURCES
 _CLASS: Literal["classification"] = "classification"
+_BINARY: Literal["binary"] = "binary"
 _REGRESSION: Literal["regression"] = "regression"
 
 FIGURES: dict[str, FigureSpec] = {
@@ -65,6 +66,10 @@ FIGURES: dict[str, FigureSpec] = {
     "precision": FigureSpec(_P, "none", "share", "precision (macro over several classes)", _CLASS),
     "recall": FigureSpec(_P, "none", "share", "recall (macro over several classes)", _CLASS),
     "f1": FigureSpec(_P, "none", "share", "F1 (macro over several classes)", _CLASS),
+    "auc": FigureSpec(_P, "none", "share", "area under the ROC curve of the score", _BINARY),
+    "brier": FigureSpec(_P, "none", "share", "mean squared error of the score (Brier)", _BINARY),
+    "log_loss": FigureSpec(_P, "none", "value", "mean logarithmic loss of the score", _BINARY),
+    "ece": FigureSpec(_P, "none", "share", "expected calibration error of the score", _CLASS),
     "mae": FigureSpec(_P, "none", "value", "mean absolute error", _REGRESSION),
     "rmse": FigureSpec(_P, "none", "value", "root of the mean squared error", _REGRESSION),
     "p50_latency_ms": FigureSpec(_R, "none", "ms", "median latency"),

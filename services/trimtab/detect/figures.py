@@ -17,6 +17,9 @@ milliseconds, logarithms natural. The tree:
     performance{version: {labelled_rows, predicted_rows, labelled_share, sampled_share, figures{name:
         {value, n, low, high, interval, reason}}}}; `sampled_share` only when it is below 1: the others
         are then of the sample
+    estimated{figures{name: {value, low, high, se}}, status, reason, assumes, scored_rows, scored_share,
+        reference_labels, checked{labels, windows, residual, z, evidence}}: what the judged version's
+        figures would be by its scores (`label_free`); added by `verdict.evaluate`
     judged_version, labels, baseline{id, windows, rows, reason}
 
 "Drifted" is descriptive: a Bonferroni-adjusted p value below DRIFT_ALPHA over all features of the window,
@@ -39,6 +42,7 @@ from trimtab.stats.performance import (
     classification_figures,
     regression_figures,
 )
+from trimtab.stats.score_figures import NO_SCORES, score_figures
 from trimtab.stats.tests import Comparison, Pair, compare_all
 from trimtab.windows import abnormal
 
@@ -56,9 +60,14 @@ _PERFORMANCE = {
     "precision": ("precision", "macro_precision"),
     "recall": ("recall", "macro_recall"),
     "f1": ("f1", "macro_f1"),
+    "auc": ("auc",),
+    "brier": ("brier",),
+    "log_loss": ("log_loss",),
+    "ece": ("ece",),
     "mae": ("mae",),
     "rmse": ("rmse",),
 }
+_OF_SCORES = frozenset(("auc", "brier", "log_loss", "ece"))
 _RATES = ("error_rate",)
 _FEATURE_PATHS: dict[str, tuple[str, ...]] = {
     "missing_rate": ("missing_rate",),
@@ -311,7 +320,9 @@ def _performance(contract: Contract, labelled: Labelled) -> Figures:
     if contract.task == "regression":
         found = regression_figures(labelled.state)
     else:
-        found = classification_figures(labelled.state, contract.prediction.positive)
+        positive = contract.prediction.positive
+        found = classification_figures(labelled.state, positive)
+        found |= score_figures(labelled.state.scored, contract.task, positive)
     predicted = labelled.predicted_rows
     return {
         "labelled_rows": labelled.labelled_rows,
@@ -374,7 +385,8 @@ def _measure_performance(tree: Figures, name: str) -> Measured:
             figure = found["figures"][key]
             reason = figure.get("reason", "")
             return Measured(figure["value"], found["labelled_rows"], reason or "")
-    return Measured(None, found["labelled_rows"], f"{name} is not defined for this task")
+    reason = NO_SCORES if name in _OF_SCORES else f"{name} is not defined for this task"
+    return Measured(None, found["labelled_rows"], reason)
 
 
 def _measure_feature(tree: Figures, name: str, feature: str) -> Measured:

@@ -16,6 +16,7 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline
 from trimtab.detect.drift import Watched, Watching, is_detectors, watch
 from trimtab.detect.figures import Figures, Labelled, figures
+from trimtab.detect.label_free import LabelFree, estimated
 from trimtab.detect.observed import Observed
 from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
@@ -79,6 +80,8 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     stalled: str | None = None
     """Why the window is judged although a partition holds its watermark."""
     changed: str | None = None
+    label_free: LabelFree | None = None
+    """What an estimate without labels rests on; None in verdicts from before there were any."""
 
 
 def observed(inputs: WindowInputs) -> Observed | None:
@@ -156,6 +159,8 @@ def evaluate(
         tree["detector"] = said.tree
     else:
         tree["detector"] = {"id": None, "reason": _no_detector(inputs)}
+    if inputs.label_free is not None:
+        tree["estimated"] = _estimated(inputs, inputs.label_free, findings)
     worst = overall(findings, inputs)
     return Verdict(
         model=contract.name,
@@ -239,6 +244,8 @@ def _prior(inputs: WindowInputs) -> Json:
         "baseline": [baseline.id, baseline.windows, baseline.wanted] if baseline else None,
         "windows": msgspec.to_builtins(list(inputs.prior)),
     }
+    if inputs.label_free is not None:
+        said["label_free"] = msgspec.to_builtins(inputs.label_free)
     detector = inputs.detector
     if isinstance(detector, Carried):
         return {**said, "detector": detector.prior}
@@ -254,6 +261,27 @@ def detector_prior(watching: Watching) -> Json:
         "windows_per_alarm": watching.detector.windows_per_alarm,
         "before": watching.before,
     }
+
+
+def _estimated(inputs: WindowInputs, known: LabelFree, findings: Sequence[Finding]) -> Figures:
+    """Return what the judged version's figures would be by its scores."""
+    judged = inputs.by_version.get(inputs.judged_version or "")
+    contract = inputs.contract
+    broken = next(
+        (
+            f"an alarm on data quality stands ({f'`{f.rule}`' if f.rule else f.figure})"
+            for f in findings
+            if f.kind is Kind.DATA_QUALITY and f.outcome is Outcome.ALARM
+        ),
+        None,
+    )
+    return estimated(
+        known,
+        judged.scored if judged else {},
+        judged.rows if judged else 0,
+        contract.prediction.positive if contract.task == "binary" else None,
+        broken,
+    )
 
 
 # --- findings that need no rule ---------------------------------------------------------------------

@@ -24,6 +24,7 @@ from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
 from trimtab.store.joiners import ask_expiry
 from trimtab.store.known_ids import forget_left_out
+from trimtab.store.labelled_scores import keep_labelled_scores
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
@@ -299,7 +300,10 @@ def _forget_model(
     # Only the joiner knows what has joined, so it lets go of labels and their performance.
     labels_ms = _labels_kept_ms(contract, keep)
     before_ms = newest_ms - labels_ms
-    ask_expiry(connection, model, _expire_to_ms(before_ms, labels_ms))
+    expire_to_ms = _expire_to_ms(before_ms, labels_ms)
+    if contract is not None:
+        keep_labelled_scores(connection, contract, expire_to_ms)
+    ask_expiry(connection, model, expire_to_ms)
     return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
 
 

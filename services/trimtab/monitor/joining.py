@@ -27,6 +27,7 @@ from trimtab.monitor.label_classes import classify, count
 from trimtab.monitor.repeats import Repeats
 from trimtab.monitor.winners import Pairs, best, earliest, latest
 from trimtab.stats.performance import PerformanceState
+from trimtab.stats.scorebins import BINS, NO_SCORE
 from trimtab.store.entries import LABEL_RECORD, PREDICTION_RECORD, KeptRun, Records
 from trimtab.store.label_runs import NO_VALUE, Group, Ints, LabelRun, PredictionRun, StoredRun
 from trimtab.store.performance import PerformanceDelta, PerformanceKey
@@ -164,6 +165,7 @@ class Joining:
                 part["code"] = np.where(np.isnan(run.values), NO_VALUE, 0)
             else:
                 part["code"] = self._code(run.classes, run.values)
+            part["bin"] = NO_SCORE if run.bins is None else run.bins
             hashes.append(run.hashes)
             records.append(part)
         return np.concatenate(hashes), np.concatenate(records)
@@ -246,12 +248,16 @@ def _by_place(p: Records, index: Any) -> Iterator[tuple[int, int, Any]]:
 def _state(names: list[str], label: Records, p: Records) -> PerformanceState:
     if not names:  # no class was ever named: the model predicts numbers
         return PerformanceState.of_numbers(label["number"], p["number"])
-    width = len(names)
-    pairs, counts = np.unique(
-        label["code"].astype(np.int64) * width + p["code"], return_counts=True
+    width, places = len(names), BINS + 1
+    codes = label["code"].astype(np.int64) * width + p["code"]
+    found, counts = np.unique(codes * places + p["bin"] + 1, return_counts=True)  # NO_SCORE is -1
+    confusion: dict[tuple[str, str], int] = {}
+    scored: dict[tuple[str, str, int], int] = {}
+    for code, rows in zip(found.tolist(), counts.tolist(), strict=True):
+        pair = names[code // places // width], names[code // places % width]
+        confusion[pair] = confusion.get(pair, 0) + rows
+        if code % places:
+            scored[*pair, code % places - 1] = rows
+    return PerformanceState(
+        dict(sorted(confusion.items())), rows=label.size, scored=dict(sorted(scored.items()))
     )
-    confusion = {
-        (names[pair // width], names[pair % width]): count
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)
-    }
-    return PerformanceState(dict(sorted(confusion.items())), rows=label.size)

@@ -11,6 +11,7 @@ from trimtab.monitor.counting import Grouping
 from trimtab.monitor.label_columns import LabelColumns
 from trimtab.monitor.views import ModelView
 from trimtab.stats.coded import Coded
+from trimtab.stats.scorebins import NO_SCORE, score_bins
 from trimtab.store.label_runs import DUPLICATES_SHARD, NO_VALUE, LabelRun, PredictionRun
 from trimtab.windows.ids import Hashes
 from trimtab.windows.label_sample import in_sample
@@ -26,12 +27,21 @@ def prediction_runs(
     Those that the contract's sample of labels leaves out are in DUPLICATES_SHARD.
     """
     values, classes = _answered(rows.answers)
+    bins = None if view.regression else score_bins(rows.score)
+    if bins is not None and (bins == NO_SCORE).all():
+        bins = None
     group, groups = grouping.codes.astype(np.int32), tuple(grouping.groups)
     return [
         (
             shard,
             PredictionRun(
-                rows.hashes[index], starts[index], group[index], values[index], groups, classes
+                rows.hashes[index],
+                starts[index],
+                group[index],
+                values[index],
+                groups,
+                classes,
+                None if bins is None else bins[index],
             ),
         )
         for shard, index in _places(view, rows.hashes, shards)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection
 
+from trimtab.detect.label_free import LabelFree
 from trimtab.detect.rules import PriorWindow
 from trimtab.detect.verdict import Carried, WindowInputs, evaluate, verify
 from trimtab.errors import NotFoundError
@@ -101,6 +102,7 @@ def _inputs(
         judged_version=prior.get("judged_version"),
         labels_due=bool(prior.get("labels_due")),
         prior=msgspec.convert(prior.get("windows", []), list[PriorWindow]),
+        label_free=msgspec.convert(prior.get("label_free"), LabelFree | None),
     )
     return inputs, read
 

@@ -20,6 +20,7 @@ from trimtab.detect.figures import Figures, Labelled, comparisons
 from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_memory, rules_of
 from trimtab.detect.verdict import Carried, WindowInputs
 from trimtab.events.types import Traffic
+from trimtab.monitor.label_free_inputs import LabelFreeReader
 from trimtab.records import Kind, Outcome
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
@@ -65,6 +66,7 @@ class ModelReader:
         self._baselines: dict[int, Baseline] = {}
         self._drafts: OrderedDict[int, Baseline] = OrderedDict()
         """What the draft was when it held so many windows."""
+        self._label_free = LabelFreeReader()
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
         self._wants_windows = False
@@ -80,6 +82,7 @@ class ModelReader:
 
     def begin(self, connection: Connection) -> None:
         """Read what holds for a whole tick: the active cuts and baseline, the champion."""
+        self._label_free.begin()
         self.cuts = active_cuts(connection, self.contract.name)
         self.champion = _champion(connection, self.contract.name)
         active = baselines.active_baseline_id(connection, self.contract.name)
@@ -221,6 +224,7 @@ class ModelReader:
             lost=read.lost,
             stalled=stalled,
             changed=None if head is None else _changed(head, read, performance, resources),
+            label_free=self._label_free.known(connection, contract, baseline, judged, read, end_ms),
         ), read
 
     def _detector_of(

@@ -17,7 +17,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Self
+from operator import add
+from typing import Annotated, Any, Self
 
 import msgspec
 import numpy as np
@@ -47,6 +48,7 @@ from trimtab.stats.loghistogram import (
     least,
     to_wire,
 )
+from trimtab.stats.scorebins import BINS, score_bins
 
 FORMAT = 1
 
@@ -379,7 +381,9 @@ class PaneState(msgspec.Struct, frozen=True):
     """Everything counted about the rows of one pane, apart from what labels tell.
 
     `statuses` counts ok, error, timeout, rejected; `rules` rows that broke a rule of the contract, by
-    rule. `outputs` holds `prediction` and `score` like features.
+    rule. `outputs` holds `prediction` and `score` like features. `scored` counts a classifier's rows by
+    predicted class and bin of the score (`scorebins`): BINS counts of each class that has any. Rows
+    without a score between 0 and 1, or whose class the cuts do not name, are not in it.
     """
 
     cuts_id: str
@@ -389,6 +393,7 @@ class PaneState(msgspec.Struct, frozen=True):
     features: Mapping[str, FeatureState] = {}
     outputs: Mapping[str, FeatureState] = {}
     latency_ms: LatencyState = LogHistogram()
+    scored: Mapping[str, tuple[int, ...]] = {}
 
     @classmethod
     def identity(cls, cuts: ModelCuts) -> Self:
@@ -407,37 +412,41 @@ class PaneState(msgspec.Struct, frozen=True):
             _merge_maps(self.features, other.features),
             _merge_maps(self.outputs, other.outputs),
             self.latency_ms.merge(other.latency_ms),
+            _merge_scored(self.scored, other.scored),
         )
 
     def with_uncut(self, other: Self) -> Self:
-        """Return this state with what no cuts are needed for of another: rows, statuses, rules, latencies."""
+        """Return this state with what of another needs no cuts: rows, statuses, rules, latencies, scores."""
         return replace(
             self,
             rows=self.rows + other.rows,
             statuses=_add_counts(self.statuses, other.statuses),
             rules=_add_counts(self.rules, other.rules),
             latency_ms=self.latency_ms.merge(other.latency_ms),
+            scored=_merge_scored(self.scored, other.scored),
         )
 
     def to_bytes(self) -> bytes:
         """Encode canonically: equal states, equal bytes. Versioned msgpack of integers."""
-        return msgspec.msgpack.encode(
-            _PaneWire(
-                FORMAT,
-                self.cuts_id,
-                self.rows,
-                dict(sorted(self.statuses.items())),
-                dict(sorted(self.rules.items())),
-                {k: _feature_wire(v) for k, v in sorted(self.features.items())},
-                {k: _feature_wire(v) for k, v in sorted(self.outputs.items())},
-                to_wire(self.latency_ms),
-            )
+        first = (
+            FORMAT,
+            self.cuts_id,
+            self.rows,
+            dict(sorted(self.statuses.items())),
+            dict(sorted(self.rules.items())),
+            {k: _feature_wire(v) for k, v in sorted(self.features.items())},
+            {k: _feature_wire(v) for k, v in sorted(self.outputs.items())},
+            to_wire(self.latency_ms),
         )
+        if not self.scored:  # the bytes that states had before there were scores
+            return msgspec.msgpack.encode(_PaneWire(*first))
+        scored = {name: _sparse(counts) for name, counts in sorted(self.scored.items())}
+        return msgspec.msgpack.encode(_ScoredPaneWire(*first, scored))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Decode `to_bytes`. Raises StateError on anything else."""
-        wire = _decode(data, _PaneWire)
+        wire = _decode(data, _ScoredPaneWire)
         return cls(
             wire.cuts_id,
             wire.rows,
@@ -446,6 +455,7 @@ class PaneState(msgspec.Struct, frozen=True):
             {k: _feature_state(v) for k, v in wire.features.items()},
             {k: _feature_state(v) for k, v in wire.outputs.items()},
             from_wire(wire.latency_ms),
+            {name: _dense(pairs) for name, pairs in wire.scored.items()},
         )
 
 
@@ -482,7 +492,43 @@ def observe_pane(
         _observe_columns(cuts.feature, rows, numeric, categories, absent_is_missing=True),
         _observe_columns(cuts.output, rows, numeric, categories, absent_is_missing=False),
         LatencyState.observe(latency_ms),
+        _observe_scored(cuts, numeric, categories),
     )
+
+
+def _observe_scored(
+    cuts: ModelCuts,
+    numeric: Mapping[str, Column],
+    categories: Mapping[str, Coded | Sequence[object]],
+) -> dict[str, tuple[int, ...]]:
+    """Count rows by predicted class and score bin; of classes only those that the cuts name."""
+    known, given = cuts.output.get("prediction"), categories.get("prediction")
+    if given is None or not isinstance(known, CategoryCuts):
+        return {}
+    if "score" not in cuts.output or "score" not in numeric:
+        return {}
+    answers = given if isinstance(given, Coded) else Coded.of_keys(given)
+    bins = score_bins(numeric["score"].values)
+    # NO_SCORE is -1: one place before the first bin.
+    places = answers.codes.astype(np.int64) * (BINS + 1) + (bins + 1)
+    counts = np.bincount(places, minlength=len(answers.keys) * (BINS + 1))
+    table = counts.reshape(len(answers.keys), BINS + 1)[:, 1:]
+    named = {
+        key: table[place]
+        for place, key in enumerate(answers.keys)
+        if isinstance(key, str)
+        and known.index.get(key, len(known.categories)) < len(known.categories)
+    }
+    return {key: tuple(row.tolist()) for key, row in sorted(named.items()) if row.any()}
+
+
+def _merge_scored(
+    a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    total = {**a, **b}
+    for name in a.keys() & b.keys():
+        total[name] = tuple(map(add, a[name], b[name]))
+    return dict(sorted(total.items()))
 
 
 def _observe_columns(
@@ -542,6 +588,27 @@ class _PaneWire(msgspec.Struct, array_like=True, frozen=True):
     features: dict[str, _FeatureWire]
     outputs: dict[str, _FeatureWire]
     latency_ms: HistogramWire
+
+
+class _ScoredPaneWire(_PaneWire, array_like=True, frozen=True):
+    scored: dict[str, tuple[Annotated[int, msgspec.Meta(ge=0)], ...]] = {}
+    """Of each class bin, count, bin, count …, without zeros."""
+
+
+def _sparse(counts: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x for pair in enumerate(counts) if pair[1] for x in pair)
+
+
+def _dense(pairs: Sequence[int]) -> tuple[int, ...]:
+    counts = [0] * BINS
+    try:
+        for place, count in zip(pairs[::2], pairs[1::2], strict=True):
+            counts[place] = count
+    except (IndexError, ValueError) as error:
+        raise StateError(
+            f"These bytes are no state (score bins: {error}); recount from the archive."
+        ) from error
+    return tuple(counts)
 
 
 def _feature_wire(state: FeatureState) -> _FeatureWire:

@@ -5,6 +5,7 @@ nothing like a minimum is in it. A pane's state is the sum of all deltas ever wr
 
 Notation
     (l, p)  label and prediction; confusion[l, p] = signed number of rows
+    b       bin of the prediction's score (`scorebins`); scored[l, p, b] = signed number of rows with one
     tp, fp, fn  for a class: correct, predicted but not labelled, labelled but not predicted
     e       prediction - label, the difference in float64; its sums are exact (`exactsum`): in whole units
             u = 2**-1074, and those of e² in u²
@@ -17,7 +18,7 @@ through that map; MAE and bias carry normal intervals (ddof 1). 0/0 is undefined
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,15 +28,19 @@ from trimtab.errors import TrimtabError
 from trimtab.stats.exactsum import UNIT_BITS, exact_moments, root_of_quotient
 from trimtab.stats.fixedpoint import int_from_bytes, int_to_bytes
 from trimtab.stats.intervals import ALPHA, normal_quantile, wilson
+from trimtab.stats.scorebins import BINS, NO_SCORE
 
 FORMAT = 1
 _SHIFT_MAX = 8_191
+
+Place = TypeVar("Place", tuple[str, str], tuple[str, str, int])
 
 
 class PerformanceState(msgspec.Struct, frozen=True):
     """An abelian group: `merge`, `negate`, and the empty state as identity.
 
-    `confusion` maps (label, prediction) to a signed count, zero entries left out, sorted. The other
+    `confusion` maps (label, prediction) to a signed count, zero entries left out, sorted; `scored` does
+    the same for (label, prediction, score bin) of rows whose prediction came with a score. The other
     fields are for regression: sums of e and |e| in units of 2**-1074, of e² in units of 2**-2148;
     `unusable` counts pairs whose difference is not finite.
     """
@@ -46,12 +51,22 @@ class PerformanceState(msgspec.Struct, frozen=True):
     sum_abs_e: int = 0
     sum_e2: int = 0
     unusable: int = 0
+    scored: Mapping[tuple[str, str, int], int] = {}
 
     @classmethod
-    def of_classes(cls, labels: Sequence[str], predictions: Sequence[str]) -> Self:
-        """Prepare the state of joined rows; classes are text (`cuts.category_key`)."""
+    def of_classes(
+        cls, labels: Sequence[str], predictions: Sequence[str], bins: Sequence[int] = ()
+    ) -> Self:
+        """Prepare the state of joined rows; classes are text (`cuts.category_key`).
+
+        `bins` are the bins of their scores, NO_SCORE where there is none; left out, no row has one.
+        """
         pairs = Counter(zip(labels, predictions, strict=True))
-        return cls(confusion=_canonical(pairs), rows=len(labels))
+        scored: Counter[tuple[str, str, int]] = Counter()
+        if len(bins):
+            triples = zip(labels, predictions, map(int, bins), strict=True)
+            scored.update(triple for triple in triples if triple[2] != NO_SCORE)
+        return cls(confusion=_canonical(pairs), rows=len(labels), scored=_canonical(scored))
 
     @classmethod
     def of_numbers(cls, labels: npt.ArrayLike, predictions: npt.ArrayLike) -> Self:
@@ -70,16 +85,14 @@ class PerformanceState(msgspec.Struct, frozen=True):
 
     def merge(self, other: Self) -> Self:
         """Return the sum."""
-        confusion = dict(self.confusion)
-        for pair, count in other.confusion.items():
-            confusion[pair] = confusion.get(pair, 0) + count
         return type(self)(
-            _canonical(confusion),
+            _sum(self.confusion, other.confusion),
             self.rows + other.rows,
             self.sum_e + other.sum_e,
             self.sum_abs_e + other.sum_abs_e,
             self.sum_e2 + other.sum_e2,
             self.unusable + other.unusable,
+            _sum(self.scored, other.scored),
         )
 
     def negate(self) -> Self:
@@ -91,6 +104,7 @@ class PerformanceState(msgspec.Struct, frozen=True):
             -self.sum_abs_e,
             -self.sum_e2,
             -self.unusable,
+            {triple: -count for triple, count in self.scored.items()},
         )
 
     @property
@@ -100,23 +114,28 @@ class PerformanceState(msgspec.Struct, frozen=True):
 
     def to_bytes(self) -> bytes:
         """Encode canonically: equal states, equal bytes."""
-        return msgspec.msgpack.encode(
-            _Wire(
-                FORMAT,
-                tuple((*pair, count) for pair, count in sorted(self.confusion.items())),
-                self.rows,
-                _packed(self.sum_e),
-                _packed(self.sum_abs_e),
-                _packed(self.sum_e2),
-                self.unusable,
-            )
+        first = (
+            FORMAT,
+            tuple((*pair, count) for pair, count in sorted(self.confusion.items())),
+            self.rows,
+            _packed(self.sum_e),
+            _packed(self.sum_abs_e),
+            _packed(self.sum_e2),
+            self.unusable,
         )
+        if not self.scored:  # the bytes that states had before there were scores
+            return msgspec.msgpack.encode(_Wire(*first))
+        by_pair: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for (label, prediction, place), count in sorted(self.scored.items()):
+            by_pair.setdefault((label, prediction), []).append((place, count))
+        scored = tuple((*pair, tuple(counts)) for pair, counts in by_pair.items())
+        return msgspec.msgpack.encode(_ScoredWire(*first, scored))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Decode `to_bytes`. Raises PerformanceStateError."""
         try:
-            wire = msgspec.msgpack.decode(data, type=_Wire)
+            wire = msgspec.msgpack.decode(data, type=_ScoredWire)
         except msgspec.MsgspecError as error:
             raise PerformanceStateError(
                 f"These bytes are no performance state ({error}); recount it from the labels."
@@ -132,6 +151,11 @@ class PerformanceState(msgspec.Struct, frozen=True):
             _unpacked(wire.sum_abs_e),
             _unpacked(wire.sum_e2),
             wire.unusable,
+            {
+                (label, prediction, place): count
+                for label, prediction, counts in wire.scored
+                for place, count in counts
+            },
         )
 
 
@@ -163,16 +187,48 @@ class _Wire(msgspec.Struct, array_like=True, frozen=True):
     unusable: int
 
 
-def _canonical(confusion: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
-    return {pair: count for pair, count in sorted(confusion.items()) if count}
+_Bin = Annotated[int, msgspec.Meta(ge=0, lt=BINS)]
+
+
+class _ScoredWire(_Wire, array_like=True, frozen=True):
+    scored: tuple[tuple[str, str, tuple[tuple[_Bin, int], ...]], ...] = ()
+    """(label, prediction, ((bin, count) …))."""
+
+
+def _canonical(counts: Mapping[Place, int]) -> dict[Place, int]:
+    return {place: count for place, count in sorted(counts.items()) if count}
+
+
+def _sum(a: Mapping[Place, int], b: Mapping[Place, int]) -> Mapping[Place, int]:
+    if not (a and b):
+        return a or b
+    total = dict(a)
+    for place, count in b.items():
+        total[place] = total.get(place, 0) + count
+    return _canonical(total)
 
 
 def merge_all(states: Iterable[PerformanceState]) -> PerformanceState | None:
-    """Return the sum of states, None of none."""
-    total: PerformanceState | None = None
-    for state in states:
-        total = state if total is None else total.merge(state)
-    return total
+    """Return the sum of states, None of none. Of many it takes less time than merging one by one."""
+    found = list(states)
+    if not found:
+        return None
+    confusion: dict[tuple[str, str], int] = {}
+    scored: dict[tuple[str, str, int], int] = {}
+    for state in found:
+        for pair, count in state.confusion.items():
+            confusion[pair] = confusion.get(pair, 0) + count
+        for triple, count in state.scored.items():
+            scored[triple] = scored.get(triple, 0) + count
+    return PerformanceState(
+        _canonical(confusion),
+        sum(state.rows for state in found),
+        sum(state.sum_e for state in found),
+        sum(state.sum_abs_e for state in found),
+        sum(state.sum_e2 for state in found),
+        sum(state.unusable for state in found),
+        _canonical(scored),
+    )
 
 
 # --- figures ------------------------------------------------------------------------------------

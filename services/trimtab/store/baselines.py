@@ -28,10 +28,12 @@ from trimtab.stats.cuts import (
     numeric_column,
 )
 from trimtab.store.engine import Store
+from trimtab.store.labelled_scores import FILE, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
+    reference_labels,
     reference_performance,
 )
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
@@ -553,7 +555,10 @@ def fit_from_file(
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}
     if table.label is not None and table.prediction is not None:
-        notes["performance"] = reference_performance(contract, table)
+        labelled = reference_labels(contract, table)
+        notes["performance"] = reference_performance(contract, labelled)
+        if labelled.scored:
+            notes |= labelled_scores_note(contract, {FILE: labelled})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)

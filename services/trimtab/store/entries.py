@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from trimtab.stats.scorebins import NO_SCORE
 from trimtab.store.label_runs import Group
 from trimtab.store.run_codec import pack, unpack
 from trimtab.windows.ids import Hashes
@@ -15,7 +16,10 @@ BEGINNING_MS = -(2**62)
 """Before every event time."""
 
 PREDICTION_RECORD = np.dtype(
-    [("pane", "<i8"), ("partition", "<i4"), ("group", "<i4"), ("code", "<i4"), ("number", "<f8")]
+    [
+        *(("pane", "<i8"), ("partition", "<i4"), ("group", "<i4")),
+        *(("code", "<i4"), ("number", "<f8"), ("bin", "<i1")),
+    ]
 )
 LABEL_RECORD = np.dtype(
     [
@@ -99,7 +103,9 @@ def decode_kept(body: bytes) -> KeptRun:
         fields[hashes] = columns[f"{prefix}.hashes"]
         made = fields[records] = np.zeros(fields[hashes].size, dtype)
         for name in dtype.names or ():
-            made[name] = columns[f"{prefix}.{name}"]
+            column = columns.get(f"{prefix}.{name}")
+            # Only `bin` may be absent: kept runs from before it have none.
+            made[name] = NO_SCORE if column is None and name == "bin" else column
     return KeptRun(
         **fields,
         groups=msgspec.convert(extra["groups"], tuple[Group, ...]),

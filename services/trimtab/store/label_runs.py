@@ -15,6 +15,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, func, insert, select
 
 from trimtab.contracts.model import Contract
+from trimtab.stats.scorebins import Bins
 from trimtab.store.run_codec import pack, unpack
 from trimtab.store.tables import contracts, label_runs, partitions
 from trimtab.windows.ids import Hashes
@@ -55,6 +56,8 @@ class PredictionRun(Struct):
     groups: tuple[Group, ...]
     classes: tuple[str, ...] = ()
     """Empty for regression."""
+    bins: Bins | None = None
+    """Bins of the scores (`scorebins`); None when no row has one, as in runs from before they were kept."""
 
 
 class LabelRun(Struct):
@@ -87,7 +90,7 @@ def encode_run(run: PredictionRun | LabelRun) -> bytes:
         value = getattr(run, name)
         if isinstance(value, np.ndarray):
             columns[name] = value
-        else:
+        elif value is not None:
             extra[name] = value
     return pack(columns, extra)
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, and_, select
 
-from trimtab.stats.performance import PerformanceState
+from trimtab.stats.performance import PerformanceState, merge_all
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
 from trimtab.store.tables import performance
@@ -107,7 +107,7 @@ def window_performance(
     connection: Connection, model: str, start_ms: int, end_ms: int, segment: str = ""
 ) -> dict[str, VersionPerformance]:
     """Return the joined labels of rows with start_ms <= pane start < end_ms, by version."""
-    total: dict[str, VersionPerformance] = {}
+    found: dict[str, list[Any]] = {}
     for row in connection.execute(
         select(performance)
         .where(
@@ -118,16 +118,15 @@ def window_performance(
         )
         .order_by(performance.c.pane_start_ms)
     ):
-        state = PerformanceState.from_bytes(row.state)
-        before = total.get(row.version)
-        if before is not None:
-            state = before.state.merge(state)
-        total[row.version] = VersionPerformance(
-            state,
-            row.labelled_rows + (before.labelled_rows if before else 0),
-            row.predicted_rows + (before.predicted_rows if before else 0),
+        found.setdefault(row.version, []).append(row)
+    return {
+        version: VersionPerformance(
+            merge_all(PerformanceState.from_bytes(row.state) for row in rows) or PerformanceState(),
+            sum(row.labelled_rows for row in rows),
+            sum(row.predicted_rows for row in rows),
         )
-    return dict(sorted(total.items()))
+        for version, rows in sorted(found.items())
+    }
 
 
 def arm_performance(

@@ -24,6 +24,8 @@ from trimtab.stats.performance import (
     classification_figures,
     regression_figures,
 )
+from trimtab.stats.score_figures import score_figures
+from trimtab.stats.scorebins import score_bins
 from trimtab.windows.panes import start_of
 
 MOST_ROWS = 5_000_000
@@ -240,22 +242,32 @@ def observe_reference(
     )
 
 
-def reference_performance(contract: Contract, table: Reference) -> dict[str, Any]:
-    """Return the quality figures of a reference that has predictions and labels."""
+def reference_labels(contract: Contract, table: Reference) -> PerformanceState:
+    """Return the labels of a reference that has predictions and labels, joined to its predictions."""
     assert table.label is not None  # the caller has looked
     assert table.prediction is not None
-    pairs = [
-        (label, answer)
-        for label, answer in zip(table.label, table.prediction, strict=True)
+    scores = table.score or [None] * table.rows
+    rows = [
+        (label, answer, score)
+        for label, answer, score in zip(table.label, table.prediction, scores, strict=True)
         if label is not None and answer is not None
     ]
-    labels, answers = [p[0] for p in pairs], [p[1] for p in pairs]
+    labels, answers, scored = ([row[place] for row in rows] for place in range(3))
     if contract.task == "regression":
-        found = regression_figures(PerformanceState.of_numbers(labels, answers))
+        return PerformanceState.of_numbers(labels, answers)
+    return PerformanceState.of_classes(
+        [str(category_key(label)) for label in labels],
+        [str(category_key(answer)) for answer in answers],
+        score_bins(numeric_column(scored)[0]).tolist(),
+    )
+
+
+def reference_performance(contract: Contract, state: PerformanceState) -> dict[str, Any]:
+    """Return the quality figures of a reference from its joined labels."""
+    if contract.task == "regression":
+        found = regression_figures(state)
     else:
-        state = PerformanceState.of_classes(
-            [str(category_key(label)) for label in labels],
-            [str(category_key(answer)) for answer in answers],
-        )
-        found = classification_figures(state, contract.prediction.positive)
+        positive = contract.prediction.positive
+        found = classification_figures(state, positive)
+        found |= score_figures(state.scored, contract.task, positive)
     return {name: msgspec.to_builtins(figure) for name, figure in found.items()}

@@ -1,7 +1,8 @@
 """Columns of a run as bytes: what repeats costs next to nothing, hashes and floats stay as they are.
 
 A constant column is one value. Integers are steps from their least value, in the narrowest unsigned type
-that holds them, compressed together. Hashes and floats do not compress, so it is not tried.
+that holds them, compressed together. Hashes, floats and single bytes compress little or not at all, so it
+is not tried.
 """
 
 import zlib
@@ -22,7 +23,7 @@ Array = npt.NDArray[Any]
 
 
 def pack(columns: Mapping[str, Array], extra: Any) -> bytes:
-    """Encode columns of shape (n,) of int, uint64, float64 or bool, with `extra` beside them."""
+    """Encode columns of shape (n,) of int, int8, uint64, float64 or bool, with `extra` beside them."""
     heads: dict[str, list[Any]] = {}
     plain: list[bytes] = []
     narrow: list[bytes] = []
@@ -30,7 +31,7 @@ def pack(columns: Mapping[str, Array], extra: Any) -> bytes:
         dtype, size = column.dtype.newbyteorder("<").str, column.size
         if size and column.dtype.kind in "fib" and _is_constant(column):
             heads[name] = ["constant", dtype, size, column[:1].astype(dtype).tobytes()]
-        elif column.dtype.kind in "uf":
+        elif column.dtype.kind in "uf" or column.dtype == np.int8:
             heads[name] = ["plain", dtype, size]
             plain.append(np.ascontiguousarray(column, dtype).tobytes())
         else:

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+from msgspec.structs import replace
 from sqlalchemy import Connection, func, insert, select, update
 
 from trimtab.contracts.model import Contract
 from trimtab.stats.aggregate import Column, LatencyState, PaneState, ResourceState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
 from trimtab.stats.performance import PerformanceState
+from trimtab.stats.scorebins import score_bins
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
 from trimtab.store.joiners import claim_joiner
@@ -42,9 +45,14 @@ class SeriesWriter:
         self._sealed: set[tuple[int, int]] = set()
         apply_contract(store, contract, "", "test", now_ms)
 
-    def fit_cuts(self, reference: Columns, prediction: Sequence[Any] | None = None) -> ModelCuts:
+    def fit_cuts(
+        self,
+        reference: Columns,
+        prediction: Sequence[Any] | None = None,
+        score: Sequence[Any] | None = None,
+    ) -> ModelCuts:
         """Make the model's cuts from reference rows."""
-        self.cuts = build_cuts(self.contract, reference, prediction)
+        self.cuts = build_cuts(self.contract, reference, prediction, score)
         with self.store.write() as connection:
             save_cuts(connection, self.contract.name, self.cuts, "test", self.now_ms)
         return self.cuts
@@ -55,6 +63,7 @@ class SeriesWriter:
         columns: Columns,
         *,
         prediction: Sequence[Any] | None = None,
+        score: Sequence[Any] | None = None,
         latency_ms: Sequence[float] = (),
         errors: int = 0,
         version: str = "1",
@@ -67,7 +76,8 @@ class SeriesWriter:
         """Flush rows of one pane of one partition; more rows of the same pane add to it."""
         assert self.cuts is not None, "fit_cuts first"
         count = len(next(iter(columns.values())))
-        given = {**columns} | ({"prediction": prediction} if prediction is not None else {})
+        answered = {"prediction": prediction, "score": score}
+        given = {**columns} | {n: column for n, column in answered.items() if column is not None}
         state = _observe(self.cuts, self.contract, given, count, latency_ms, errors)
         pane_ms = self.contract.windows.pane_ms
         newest = pane_start_ms + pane_ms - 1 if newest_ms is None else newest_ms
@@ -154,13 +164,20 @@ class SeriesWriter:
         predicted_rows: int,
         version: str = "1",
         arm: str = "",
+        scores: Sequence[float | None] | None = None,
     ) -> None:
-        """Set what is joined in a pane: pairs of (label, prediction), and how many could be."""
+        """Set what is joined in a pane: pairs of (label, prediction), and how many could be.
+
+        `scores` are those of the pairs' predictions, of classifiers.
+        """
         labels, answers = [p[0] for p in pairs], [p[1] for p in pairs]
         if self.contract.task == "regression":
             state = PerformanceState.of_numbers(labels, answers)
-        else:
+        elif scores is None:
             state = PerformanceState.of_classes(labels, answers)
+        else:
+            bins = score_bins(np.array(scores, np.float64)).tolist()
+            state = PerformanceState.of_classes(labels, answers, bins)
         self._position += 1
         key = {
             "model": self.contract.name,
@@ -253,12 +270,4 @@ def _observe(
     pane = observe_pane(
         cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules={}
     )
-    return PaneState(
-        pane.cuts_id,
-        pane.rows,
-        pane.statuses,
-        pane.rules,
-        pane.features,
-        pane.outputs,
-        LatencyState.observe(latency_ms),
-    )
+    return replace(pane, latency_ms=LatencyState.observe(latency_ms))

@@ -354,7 +354,7 @@ class Window:
         }
         self.outputs = {n.name: Feature(n.cuts) for n in cuts.outputs}
         self.latency_sum = self.latency_invalid = 0
-        self.latencies = []
+        self.latencies, self.scored = [], {}
 
     def add(self, row, broken, score):
         self.rows += 1
@@ -366,6 +366,7 @@ class Window:
             self.outputs["prediction"].add(row.get("prediction"))
         if "score" in self.outputs:
             self.outputs["score"].add(score)
+        self.add_scored(row, score)
         latency = row.get("latency_ms")
         if latency is not None and latency < 0:
             self.latency_invalid += 1
@@ -373,6 +374,14 @@ class Window:
             self.buckets[bisect_left(EDGES, latency)] += 1
             self.latency_sum += rounded(latency * 1024)[0]
             self.latencies.append(float(latency))
+
+    def add_scored(self, row, score):
+        said, place = self.outputs.get("prediction"), score_bin(score)
+        if said is None or said.numeric or "score" not in self.outputs or place is None:
+            return
+        name = category(row.get("prediction"))
+        if name in said.cuts.categories:
+            self.scored.setdefault(name, [0] * 100)[place] += 1
 
     def to_bytes(self):
         latency = LogHistogram(
@@ -392,6 +401,7 @@ class Window:
             {name: f.state() for name, f in self.features.items()},
             {name: f.state() for name, f in self.outputs.items()},
             latency,
+            {name: tuple(counts) for name, counts in sorted(self.scored.items())},
         ).to_bytes()
 
 
@@ -400,11 +410,11 @@ class Performance:
 
     def __init__(self, task):
         self.task, self.labelled, self.predicted = task, 0, 0
-        self.confusion = Counter()
+        self.confusion, self.scored = Counter(), Counter()
         self.sum_e = self.sum_abs_e = self.sum_e2 = Fraction(0)
         self.unusable = 0
 
-    def add(self, label, said):
+    def add(self, label, said, place):
         self.labelled += 1
         if self.task == "regression":
             if not math.isfinite(said - label):
@@ -416,6 +426,8 @@ class Performance:
             self.sum_e2 += e * e
         else:
             self.confusion[label, said] += 1
+            if place is not None:
+                self.scored[label, said, place] += 1
 
     def to_bytes(self):
         return PerformanceState(
@@ -425,6 +437,7 @@ class Performance:
             int(self.sum_abs_e * 2**1074),
             int(self.sum_e2 * 2**2148),
             self.unusable,
+            dict(self.scored),
         ).to_bytes()
 
 
@@ -477,6 +490,13 @@ def score_of(contract, row):
         if name and name in scores:
             return scores[name]
     return next(iter(scores.values())) if len(scores) == 1 else None
+
+
+def score_bin(score):
+    """The hundredth that a score lies in, None when it is no number between 0 and 1."""
+    if score is None or not 0 <= score <= 1:
+        return None
+    return min(int(float(score) * 100 + 1e-9), 99)
 
 
 def segments_of(contract, row):
@@ -601,7 +621,7 @@ def _row(out, pid, record, row, contract, cuts, past, predictions):
         window.add(row, broken, score)
     said = answer(row.get("prediction"), contract.task)
     predictions[model, row["id"]].append(
-        ((pane, pid), start, row["version"], segments, said, contract.task)
+        ((pane, pid), start, row["version"], segments, said, contract.task, score_bin(score))
     )
 
 
@@ -623,17 +643,17 @@ def _label(out, pid, body, contract, labels):
 
 def _join(out, predictions, labels):
     for key, found in predictions.items():
-        _, start, version, segments, said, task = min(found, key=lambda p: p[0])
+        _, start, version, segments, said, task, place = min(found, key=lambda p: p[0])
         if said is None:
             continue
         best = max(labels.get(key, []), key=lambda e: e[0], default=None)
         for segment in segments:
-            place = (key[0], start, segment, version)
-            if place not in out.performance:
-                out.performance[place] = Performance(task)
-            out.performance[place].predicted += 1
+            window = (key[0], start, segment, version)
+            if window not in out.performance:
+                out.performance[window] = Performance(task)
+            out.performance[window].predicted += 1
             if best is not None and not best[0][1]:
-                out.performance[place].add(best[2], said)
+                out.performance[window].add(best[2], said, place)
     for key, events in labels.items():
         rank = max(e[0] for e in events)
         # Of equal labels the one of the lowest partition stands, there the first.

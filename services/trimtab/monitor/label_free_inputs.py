@@ -1,0 +1,112 @@
+"""What estimates without labels rest on: the reference's labels, and how later labels fit them.
+
+Read anew at every tick, but only where labels have changed: a signature tells without reading states.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.baseline import Baseline
+from trimtab.detect.label_free import (
+    NOT_CHECKED,
+    LabelFree,
+    LabelledScores,
+    LabelledWindow,
+    calibrator,
+    residual_check,
+)
+from trimtab.store.entries import BEGINNING_MS
+from trimtab.store.labelled_scores import (
+    MOST_WINDOWS,
+    Reference,
+    Signature,
+    labelled_window,
+    labelled_windows,
+    range_counts,
+    range_signature,
+    reference_of,
+)
+from trimtab.store.window_state import WindowState
+
+_Key = tuple[int, str]
+"""Baseline and version."""
+
+
+class LabelFreeReader:
+    """Of one model, under one revision of its contract."""
+
+    def __init__(self) -> None:
+        self._references: dict[_Key, Reference] = {}
+        self._labelled: dict[str, list[LabelledWindow]] = {}
+        self._counts: dict[_Key, tuple[Signature, LabelledScores]] = {}
+        self._windows: dict[tuple[str, int], tuple[Signature, LabelledWindow]] = {}
+
+    def begin(self) -> None:
+        """Begin a tick: what was read may have changed."""
+        self._references.clear()
+        self._labelled.clear()
+
+    def known(
+        self,
+        connection: Connection,
+        contract: Contract,
+        baseline: Baseline | None,
+        version: str | None,
+        read: WindowState,
+        end_ms: int,
+    ) -> LabelFree:
+        """Return what the estimate of a window that ends at `end_ms` rests on, or why there is none."""
+        if contract.task == "regression":
+            return LabelFree(reason="a regression has no score to tell its errors from")
+        if contract.task == "binary" and contract.prediction.positive is None:
+            return LabelFree(reason="the contract names no `positive` class for the score")
+        judged = read.by_version.get(version or "")
+        if version is None or judged is None or not judged.scored:
+            return LabelFree(reason="no row of the window came with a score between 0 and 1")
+        if baseline is None or baseline.id is None:
+            return LabelFree(reason="no baseline yet" if baseline is None else baseline.progress)
+        reference = self._reference(connection, contract, (baseline.id, version))
+        counts = reference.counts
+        if counts is None or counts.shortage is not None:
+            short = "it has no labels with a score" if counts is None else counts.shortage
+            return LabelFree(reason=f"baseline {baseline.id}, version {version}: {short}")
+        windows = self._labelled_windows(connection, contract, version)
+        # What the reference is made of says nothing about what came since.
+        from_ms = BEGINNING_MS if reference.range_ms is None else reference.range_ms[1]
+        earlier = [window for window in windows if from_ms <= window.start_ms < end_ms]
+        check = residual_check(calibrator(counts), earlier) if earlier else NOT_CHECKED
+        return LabelFree(counts, reference.since_ms, check)
+
+    def _reference(self, connection: Connection, contract: Contract, key: _Key) -> Reference:
+        if key not in self._references:
+            found = reference_of(connection, contract, *key)
+            if found.counts is None and found.range_ms is not None:
+                model, version = contract.name, key[1]
+                signature = range_signature(connection, model, version, *found.range_ms)
+                known = self._counts.get(key)
+                if known is None or known[0] != signature:
+                    counts = range_counts(connection, contract, version, *found.range_ms)
+                    self._counts[key] = known = signature, counts
+                found = Reference(found.since_ms, known[1], found.range_ms)
+            self._references[key] = found
+        return self._references[key]
+
+    def _labelled_windows(
+        self, connection: Connection, contract: Contract, version: str
+    ) -> list[LabelledWindow]:
+        if version not in self._labelled:
+            windows = []
+            for start_ms, signature in labelled_windows(connection, contract, version).items():
+                known = self._windows.get((version, start_ms))
+                if known is None or known[0] != signature:
+                    window = labelled_window(connection, contract, version, start_ms)
+                    self._windows[version, start_ms] = known = signature, window
+                if sum(known[1].hits) + sum(known[1].misses):
+                    windows.append(known[1])
+            self._labelled[version] = windows
+            if len(self._windows) > 4 * MOST_WINDOWS:
+                newest = sorted(self._windows, key=lambda key: key[1])[-2 * MOST_WINDOWS :]
+                self._windows = {key: self._windows[key] for key in newest}
+        return self._labelled[version]

@@ -1,0 +1,191 @@
+"""What label-free estimates are calibrated on: labels of a baseline's windows, by version and score bin.
+
+While these labels are kept they are read from the performance of the baseline's windows, so that late
+and corrected ones count. Before retention lets them go, `keep_labelled_scores` writes them into the
+baseline's notes. A baseline from a file has those of the file's label column there from the beginning.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, func, select, update
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.label_free import LabelledScores, LabelledWindow
+from trimtab.stats.performance import PerformanceState
+from trimtab.stats.score_figures import hits_and_misses
+from trimtab.stats.scorebins import BINS
+from trimtab.store.performance import window_performance
+from trimtab.store.tables import baselines, performance
+from trimtab.windows.panes import start_of
+
+NOTE, FILE = "labelled_scores", ""
+"""Key in a baseline's notes, and the version that stands for the labels of a file."""
+MOST_WINDOWS, MOST_PANES = 50, 3_000
+"""Recent windows with labels that a calibrator is checked against, and the panes looked at for them."""
+
+Signature = tuple[int, ...]
+"""What changes whenever labels of a range of panes change."""
+
+
+class Reference(Struct, frozen=True):
+    """Labels of one version under a baseline; `since_ms` is the end of its windows, or when it was made.
+
+    `counts` are those of its notes; without them the labels are those in `range_ms`, the baseline's windows
+    (None of a file without times).
+    """
+
+    since_ms: int
+    counts: LabelledScores | None = None
+    range_ms: tuple[int, int] | None = None
+
+
+class _Note(Struct, frozen=True):
+    """A baseline's note. `positive` is the class that hits were counted of, None for several classes."""
+
+    positive: str | None
+    versions: dict[str, list[tuple[int, int, int]]]
+    """(bin, hits, misses) of each bin that has any."""
+
+
+def counts_of(state: PerformanceState, contract: Contract) -> LabelledScores:
+    """Return joined rows by score bin. Negative counts (a label taken back early) count as none."""
+    sides = hits_and_misses(state.scored, _positive(contract))
+    hits, misses = (tuple(side.clip(min=0).tolist()) for side in sides)
+    return LabelledScores(hits, misses)
+
+
+def _positive(contract: Contract) -> str | None:
+    return contract.prediction.positive if contract.task == "binary" else None
+
+
+def labelled_scores_note(
+    contract: Contract, by_version: dict[str, PerformanceState]
+) -> dict[str, Any]:
+    """Return the entry of a baseline's notes that keeps these labels."""
+    versions = {}
+    for version, state in sorted(by_version.items()):
+        counts = counts_of(state, contract)
+        rows = zip(range(BINS), counts.hits, counts.misses, strict=True)
+        versions[version] = [row for row in rows if row[1] or row[2]]
+    return {NOTE: msgspec.to_builtins(_Note(_positive(contract), versions))}
+
+
+def _noted(note: _Note, version: str) -> LabelledScores:
+    hits, misses = [0] * BINS, [0] * BINS
+    for place, hit, miss in note.versions[version]:
+        hits[place], misses[place] = hit, miss
+    return LabelledScores(tuple(hits), tuple(misses))
+
+
+def reference_of(
+    connection: Connection, contract: Contract, baseline_id: int, version: str
+) -> Reference:
+    """Return where a version's labels are under a baseline."""
+    row = connection.execute(
+        select(
+            *(baselines.c.from_ms, baselines.c.to_ms, baselines.c.body, baselines.c.created_ms)
+        ).where(baselines.c.id == baseline_id)
+    ).one()
+    since_ms = row.created_ms if row.to_ms is None else row.to_ms
+    range_ms = None if row.from_ms is None else (row.from_ms, row.to_ms)
+    notes = msgspec.json.decode(row.body)
+    if NOTE in notes:
+        note = msgspec.convert(notes[NOTE], _Note)
+        if note.positive == _positive(contract):
+            for name in (version, FILE):
+                if name in note.versions:
+                    return Reference(since_ms, _noted(note, name), range_ms)
+    return Reference(since_ms, None, range_ms)
+
+
+def range_signature(
+    connection: Connection, model: str, version: str, from_ms: int, to_ms: int
+) -> Signature:
+    """Return a signature of a version's labels in [from_ms, to_ms) without reading their states."""
+    columns = performance.c
+    row = connection.execute(
+        select(func.count(), func.sum(columns.labelled_rows), func.sum(columns.position)).where(
+            columns.model == model,
+            columns.version == version,
+            columns.segment == "",
+            columns.pane_start_ms >= from_ms,
+            columns.pane_start_ms < to_ms,
+        )
+    ).one()
+    return tuple(int(value or 0) for value in row)
+
+
+def range_counts(
+    connection: Connection, contract: Contract, version: str, from_ms: int, to_ms: int
+) -> LabelledScores:
+    """Return the labelled rows of a version in [from_ms, to_ms) by score bin."""
+    found = window_performance(connection, contract.name, from_ms, to_ms).get(version)
+    return counts_of(PerformanceState() if found is None else found.state, contract)
+
+
+def labelled_windows(
+    connection: Connection, contract: Contract, version: str
+) -> dict[int, Signature]:
+    """Return the newest windows of a version that have labels: start to signature, oldest first."""
+    length_ms, columns = contract.windows.length_ms, performance.c
+    rows = connection.execute(
+        select(columns.pane_start_ms, columns.labelled_rows, columns.position)
+        .where(
+            columns.model == contract.name,
+            columns.version == version,
+            columns.segment == "",
+            columns.labelled_rows > 0,
+        )
+        .order_by(columns.pane_start_ms.desc())
+        .limit(MOST_PANES)
+    ).all()
+    windows: dict[int, Signature] = {}
+    for pane_start_ms, labelled, position in rows:
+        start_ms = start_of(pane_start_ms, length_ms)
+        if start_ms not in windows and len(windows) == MOST_WINDOWS:
+            break
+        before = windows.get(start_ms, (0, 0, 0))
+        windows[start_ms] = (before[0] + 1, before[1] + labelled, before[2] + position)
+    if len(rows) == MOST_PANES and len(windows) > 1:  # the oldest may have been cut
+        del windows[min(windows)]
+    return dict(sorted(windows.items()))
+
+
+def labelled_window(
+    connection: Connection, contract: Contract, version: str, start_ms: int
+) -> LabelledWindow:
+    """Return the labelled rows of one window by score bin."""
+    end_ms = start_ms + contract.windows.length_ms
+    counts = range_counts(connection, contract, version, start_ms, end_ms)
+    return LabelledWindow(start_ms, counts.hits, counts.misses)
+
+
+def keep_labelled_scores(connection: Connection, contract: Contract, before_ms: int) -> None:
+    """Write the labels of baselines' windows into their notes, where some are from before `before_ms`.
+
+    Called in the transaction that asks to let these labels go; later ones of the same windows change
+    nothing any more.
+    """
+    if contract.task == "regression":
+        return
+    rows = connection.execute(
+        select(baselines.c.id, baselines.c.from_ms, baselines.c.to_ms, baselines.c.body).where(
+            baselines.c.model == contract.name,
+            baselines.c.number > 0,
+            baselines.c.from_ms < before_ms,
+        )
+    ).all()
+    for row in rows:
+        notes = msgspec.json.decode(row.body)
+        if NOTE in notes:
+            continue
+        found = window_performance(connection, contract.name, row.from_ms, row.to_ms)
+        scored = {version: one.state for version, one in found.items() if one.state.scored}
+        notes |= labelled_scores_note(contract, scored)
+        connection.execute(
+            update(baselines)
+            .where(baselines.c.id == row.id)
+            .values(body=msgspec.json.encode(notes).decode())
+        )

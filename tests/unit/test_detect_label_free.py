@@ -1,0 +1,302 @@
+"""Estimates without labels: laws, coverage where the assumption holds, and what happens where it does not."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.detect.label_free import (
+    LEAST_LABELS,
+    LabelFree,
+    LabelledScores,
+    LabelledWindow,
+    binary_estimates,
+    calibrator,
+    estimated,
+    multiclass_estimates,
+    residual_check,
+)
+from trimtab.stats.score_figures import auc
+from trimtab.stats.scorebins import BINS, score_bins
+
+COUNTS = st.lists(st.integers(0, 40), min_size=BINS, max_size=BINS)
+FIGURES = ("accuracy", "precision", "recall", "f1", "auc")
+NOON_MS = 1_769_860_800_000
+CUT = 0.4
+"""Rows with a higher score are answered positive."""
+
+
+def by_bin(scores, chosen):
+    return np.bincount(score_bins(scores)[chosen], minlength=BINS)
+
+
+def calibration(scores, hits):
+    return LabelledScores(
+        tuple(by_bin(scores, hits).tolist()), tuple(by_bin(scores, ~hits).tolist())
+    )
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def draw(random, rows, shift=0.0, drift=0.0):
+    """Scores of a model whose probabilities are off by a factor in the log odds, and their labels."""
+    logits = random.normal(-0.5 + shift, 1.5, rows)
+    return sigmoid(0.8 * logits + 0.2), random.random(rows) < sigmoid(logits + drift)
+
+
+def realised(scores, labels):
+    said = scores > CUT
+    tp, both = (said & labels).sum(), said.sum() + labels.sum()
+    return {
+        "accuracy": (said == labels).mean(),
+        "precision": tp / said.sum(),
+        "recall": tp / labels.sum(),
+        "f1": 2 * tp / both,
+        "auc": auc(by_bin(scores, labels), by_bin(scores, ~labels)),
+    }
+
+
+def estimate(fitted, scores):
+    said = scores > CUT
+    return binary_estimates(fitted, by_bin(scores, said), by_bin(scores, ~said))
+
+
+def coverage(seed, draws=400, rows=2_000, reference_rows=20_000, **change):
+    """Share of windows whose realised figures the intervals hold; a new reference every ten."""
+    random, inside = np.random.default_rng(seed), dict.fromkeys(FIGURES, 0)
+    for number in range(draws):
+        if number % 10 == 0:
+            fitted = calibrator(calibration(*draw(random, reference_rows)))
+        scores, labels = draw(random, rows, **change)
+        found, truth = estimate(fitted, scores), realised(scores, labels)
+        for name in FIGURES:
+            inside[name] += found[name].low <= truth[name] <= found[name].high
+    return {name: count / draws for name, count in inside.items()}
+
+
+@pytest.mark.parametrize("change", [{}, {"shift": 0.7}])
+def test_intervals_cover_while_the_score_means_what_it_meant(change):
+    """2,000 windows: five standard errors are 0.024."""
+    for name, share in coverage(11, 2_000, **change).items():
+        assert 0.92 <= share <= 0.98, (name, share)
+
+
+def test_a_small_reference_widens_the_intervals_enough():
+    found = coverage(12, 1_000, reference_rows=1_000)
+    assert min(found.values()) > 0.90, found
+
+
+def test_under_concept_drift_they_fail_and_the_residuals_of_500_labels_say_so():
+    """P(label | score) falls by 0.7 in the log odds: no estimate sees it, the check does."""
+    covered = coverage(13, 400, drift=-0.7)
+    assert covered["f1"] < 0.6
+    assert covered["precision"] < 0.5
+    random, found = np.random.default_rng(14), 0
+    for _ in range(60):
+        fitted = calibrator(calibration(*draw(random, 20_000)))
+        windows = labelled(random, [100] * 5, drift=-0.7)
+        found += residual_check(fitted, windows).invalid
+    assert found / 60 > 0.8  # 0.95 of 200
+
+
+def labelled(random, sizes, **change):
+    parts = [calibration(*draw(random, size, **change)) for size in sizes]
+    return [LabelledWindow(i, part.hits, part.misses) for i, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize(("rows", "reference_rows"), [(200, 20_000), (1_000, 20_000), (200, 2_000)])
+def test_a_calibrator_that_holds_is_hardly_ever_called_invalid(rows, reference_rows):
+    """200 times 50 windows, so 10,000 in all: ten alarms would be within the promise, a few are seen."""
+    random, found = np.random.default_rng(15), 0
+    for _ in range(200):
+        fitted = calibrator(calibration(*draw(random, reference_rows)))
+        found += residual_check(fitted, labelled(random, [rows] * 50, shift=0.7)).invalid
+    assert found <= 10
+
+
+def test_the_evidence_of_each_window_is_an_e_value_at_the_edge_of_what_is_tolerated():
+    """E exp(step) <= 1 when hits exceed the calibrator by just what is let pass, exactly enumerated."""
+    reference = LabelledScores(
+        tuple([0] * 50 + [600_000] + [0] * 49), tuple([0] * 50 + [400_000] + [0] * 49)
+    )
+    fitted = calibrator(reference)
+    m, p = 40, 0.6 + 0.01
+    mean = 0.0
+    for hits in range(m + 1):
+        window = LabelledWindow(0, *(tuple([0] * 50 + [c] + [0] * 49) for c in (hits, m - hits)))
+        check = residual_check(fitted, [window])
+        chance = math.comb(m, hits) * p**hits * (1 - p) ** (m - hits)
+        mean += chance * check.evidence
+    assert mean <= 1.0
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_estimates_are_the_figures_of_an_expected_confusion_matrix(hits, misses, said, not_said):
+    fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))
+    positive, negative = np.array(said), np.array(not_said)
+    found = binary_estimates(fitted, positive, negative)
+    n = positive.sum() + negative.sum()
+    if n == 0:
+        assert found == {}
+        return
+    tp, fp = positive @ fitted.shares, positive @ (1 - fitted.shares)
+    fn, tn = negative @ fitted.shares, negative @ (1 - fitted.shares)
+    assert tp + fp + fn + tn == pytest.approx(n)
+    assert found["accuracy"].value == pytest.approx((tp + tn) / n)
+    assert found["recall"].value == pytest.approx(tp / (tp + fn))
+    assert ("precision" in found) == (positive.sum() > 0)
+    for one in found.values():
+        assert 0 <= one.low <= one.value <= one.high <= 1
+        assert one.se > 0
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_flipping_labels_and_scores_together_changes_neither_accuracy_nor_auc(hits, misses, rows):
+    hits[0] += 1
+    one = calibrator(LabelledScores(tuple(hits), tuple(misses)))
+    other = calibrator(LabelledScores(tuple(misses[::-1]), tuple(hits[::-1])))
+    upper, lower = np.array(rows), np.array(rows[::-1]) + 1
+    a = binary_estimates(one, upper, lower)
+    b = binary_estimates(other, lower[::-1], upper[::-1])
+    for name in ("accuracy", "auc"):
+        assert a[name].value == pytest.approx(b[name].value)
+        assert a[name].se == pytest.approx(b[name].se)
+
+
+@given(COUNTS, COUNTS, st.integers(0, 99), st.sampled_from(["positive", "negative"]))
+def test_the_influences_are_the_figures_derivatives(said, not_said, place, answer):
+    """The standard error of label noise alone, from numeric derivatives of the figures by g_b."""
+    positive, negative = np.array(said), np.array(not_said) + 1
+    (positive if answer == "positive" else negative)[place] += 5
+    g = np.linspace(0.02, 0.97, BINS)
+    reference = LabelledScores(
+        tuple(np.round(g * 10**9).astype(int).tolist()),
+        tuple(np.round((1 - g) * 10**9).astype(int).tolist()),
+    )
+    found = binary_estimates(calibrator(reference), positive, negative)
+
+    def figures(positive_hits, negative_hits):
+        tp, fn = positive_hits.sum(), negative_hits.sum()
+        hits = positive_hits + negative_hits
+        rows = positive + negative
+        return {
+            "recall": tp / (tp + fn),
+            "f1": 2 * tp / (positive.sum() + tp + fn),
+            "auc": auc(hits, rows - hits),
+        }
+
+    step, base = 1e-5, figures(positive * g, negative * g)
+    total = dict.fromkeys(base, 0.0)
+    for rows, which in ((positive, 0), (negative, 1)):
+        for b in range(BINS):
+            moved = [positive * g, negative * g]
+            moved[which][b] += step
+            for name, value in figures(*moved).items():
+                total[name] += rows[b] * g[b] * (1 - g[b]) * ((value - base[name]) / step) ** 2
+    for name, variance in total.items():
+        assert found[name].se == pytest.approx(variance**0.5, rel=1e-2)
+
+
+def test_shares_rise_with_the_score_and_empty_bins_lie_between_their_neighbours():
+    hits, misses = [0] * BINS, [0] * BINS
+    hits[10], misses[10] = 10, 90
+    hits[20], misses[20] = 50, 50
+    hits[21], misses[21] = 40, 60
+    fitted = calibrator(LabelledScores(tuple(hits), tuple(misses)))
+    assert fitted.shares[[0, 10, 15, 20, 21, 99]] == pytest.approx(
+        [0.1, 0.1, 0.275, 0.45, 0.45, 0.45]
+    )
+    assert (np.diff(fitted.shares) >= -1e-12).all()
+    assert fitted.weights.sum(axis=1) == pytest.approx(1.0)
+
+
+def test_accuracy_of_several_classes_follows_the_likeliest_ones_score():
+    random = np.random.default_rng(21)
+    top = 0.4 + 0.6 * random.random(30_000)
+    fitted = calibrator(calibration(top, random.random(30_000) < top - 0.05))
+    scores = 0.7 + 0.3 * random.random(4_000)
+    found = multiclass_estimates(fitted, by_bin(scores, slice(None)))["accuracy"]
+    assert found.value == pytest.approx(0.80, abs=0.01)
+    assert found.low < 0.80 < found.high
+
+
+# --- what a window says -----------------------------------------------------------------------------
+
+
+def world(rows=2_000, **change):
+    random = np.random.default_rng(31)
+    reference = calibration(*draw(random, 20_000))
+    scores, _ = draw(random, rows, **change)
+    said = scores > CUT
+    scored = {"y": tuple(by_bin(scores, said)), "n": tuple(by_bin(scores, ~said))}
+    return random, reference, scored
+
+
+def test_an_estimate_says_what_it_assumes_and_against_what_it_was_checked():
+    random, reference, scored = world()
+    unchecked = estimated(LabelFree(reference, NOON_MS), scored, 2_500, "y")
+    assert unchecked["status"] == "ok"
+    assert unchecked["assumes"] == (
+        "Assumes P(label | score) has not changed since 2026-01-31 12:00 UTC; cannot see concept drift. "
+        "Not checked against labels since."
+    )
+    assert unchecked["scored_share"] == 0.8
+    check = residual_check(calibrator(reference), labelled(random, [100] * 4))
+    tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
+    assert f"Last checked against 400 labels: residual z={check.z:+.1f}." in tree["assumes"]
+    assert tree["checked"]["labels"] == 400
+
+
+def test_labels_that_contradict_it_make_it_invalid():
+    random, reference, scored = world()
+    check = residual_check(calibrator(reference), labelled(random, [100] * 6, drift=-0.7))
+    tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
+    assert tree["status"] == "invalid"
+    assert "points from what the scores promised" in tree["reason"]
+    assert tree["figures"].keys() == set(FIGURES)  # shown, with what is wrong with them
+
+
+def test_broken_inputs_make_it_invalid():
+    _, reference, scored = world()
+    tree = estimated(LabelFree(reference), scored, 2_000, "y", "missing_rate(x) is 0.9")
+    assert tree["status"] == "invalid"
+    assert tree["reason"].startswith("missing_rate(x) is 0.9")
+
+
+def test_scores_where_the_reference_had_none_are_called_extrapolation():
+    random = np.random.default_rng(32)
+    scores = random.random(20_000) * 0.5
+    reference = calibration(scores, random.random(20_000) < scores)
+    beyond = {"y": tuple(by_bin(0.5 + random.random(500) * 0.5, slice(None)))}
+    tree = estimated(LabelFree(reference), beyond, 500, "y")
+    assert tree["status"] == "extrapolating"
+    assert re.search(r"^9\d % of the rows", tree["reason"])
+
+
+@pytest.mark.parametrize(
+    ("hits", "misses", "said"),
+    [
+        ([1] * BINS, [1] * BINS, f"200 labelled rows with a score, {LEAST_LABELS} are needed"),
+        ([0] * BINS, [10] * BINS, "only 0 labelled rows"),
+        (list(range(100, 0, -1)), list(range(1, 101)), "score is lower where"),
+    ],
+)
+def test_a_reference_that_calibrates_nothing_gives_no_estimate(hits, misses, said):
+    known = LabelFree(LabelledScores(tuple(hits), tuple(misses)))
+    tree = estimated(known, {"y": (1,) * BINS}, 100, "y")
+    assert tree["status"] == "not_available"
+    assert said in tree["reason"]
+    assert tree["figures"] == {}
+
+
+def test_without_scores_or_a_reference_the_reason_is_given():
+    _, reference, _ = world()
+    tree = estimated(LabelFree(reference), {}, 100, "y")
+    assert tree["status"] == "not_available"
+    assert "no row" in tree["reason"]
+    assert estimated(LabelFree(reason="why"), {}, 1, None)["reason"] == "why"
