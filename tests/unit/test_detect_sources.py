@@ -25,7 +25,7 @@ from sources_traffic import (
 
 from trimtab.contracts.model import Contract, Feature
 from trimtab.detect import arrays
-from trimtab.detect.calibration import calibrate, fit
+from trimtab.detect.calibration import calibrate, fit, rebased
 from trimtab.detect.certificate import certify
 from trimtab.detect.contrasts import Contrasts
 from trimtab.detect.observed import Observed
@@ -256,6 +256,16 @@ def test_nights_that_the_reference_lacks_are_no_fall_of_the_volume():
     night = contrasts.measure(volume(60), BARE).n
     assert not fitted.readable(night, START + 8 * HOUR).any()
     assert fitted.readable(night, START).all()
+
+
+def test_a_new_level_of_few_windows_keeps_the_floor_of_what_windows_differ_by():
+    rng = np.random.default_rng(15)
+    windows = [gauge(40 + 10 * rng.normal() + rng.normal(size=60)) for _ in range(336)]
+    old = detector_of(BARE, windows)
+    few = [old.contrasts.measure(w, BARE) for w in windows[:160]]
+    new = rebased(old.calibration, few, starts(160), delta=0.05)
+    assert (new.floor >= np.sqrt(old.calibration.tau2)).all()
+    assert (new.directed == old.calibration.directed).all()
 
 
 def test_what_is_better_counts_as_over():

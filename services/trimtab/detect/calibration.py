@@ -92,6 +92,8 @@ class Calibration(Struct, frozen=True, kw_only=True):
     """Which hours of the week (weekdays, of windows of a day or more) the reference has, shape (168,) or (7,)."""
     only_familiar: Bools
     """Contrasts that are read at such times only."""
+    directed: Bools
+    """Contrasts whose rise alone is evidence."""
 
     def readable(self, n: Floats, start_ms: int) -> Bools:
         """Return which contrasts can be read of a window, shape (K,)."""
@@ -216,6 +218,7 @@ def fit(
         least_rows=np.broadcast_to(np.asarray(least_rows, dtype=np.float64), (k,)).copy(),
         familiar=familiar,
         only_familiar=np.zeros(k, dtype=np.bool_) if only_familiar is None else only_familiar,
+        directed=directed,
     )
 
 
@@ -305,11 +308,14 @@ def _fit_contrasts(
         "rho": rho,
         "innovation": innovation,
         "marginal": f * c,
-        "floor": np.maximum(
-            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, np.sqrt(tau2), 0)
-        ),
+        "floor": _floor(delta, FLOOR_ERRORS * se, tau2, directed),
         "gap": LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
     }
+
+
+def _floor(delta: float, errors: Floats, tau2: Floats, directed: Bools) -> Floats:
+    least: Floats = np.where(directed, np.sqrt(tau2), 0)
+    return np.maximum(np.maximum(delta, errors), least)
 
 
 def coarser_slots(finest: Season, season: Season) -> Ints:
@@ -466,7 +472,7 @@ def rebased(
         old,
         windows=m,
         mu=old.mu + shift,
-        floor=np.maximum(delta, INHERITED_FLOOR_ERRORS * se),
+        floor=_floor(delta, INHERITED_FLOOR_ERRORS * se, old.tau2, old.directed),
         rate=share,
         dispersion=np.maximum(old.dispersion, dispersion),
     )

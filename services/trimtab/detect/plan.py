@@ -123,7 +123,7 @@ def support(detector: Detector, delta: float) -> Support:
     these (four where the variation is inherited).
     """
     c = detector.calibration
-    least = np.maximum(delta, np.where(detector.contrasts.directed(), np.sqrt(c.tau2), 0))
+    least = np.maximum(delta, np.where(c.directed, np.sqrt(c.tau2), 0))
     ratio = np.where(c.floor > least * (1 + 1e-9), c.floor / least, 1)
     wanted_sd = sd_equivalents(delta)
     worst = int(ratio.argmax()) if ratio.size else 0
