@@ -186,6 +186,16 @@ def timeouts(rng, count, share, spread):
     ]
 
 
+def wandering_timeouts(rng, count, share, wander):
+    """Rows that time out, of a share whose logarithm wanders."""
+    shares = share * np.exp(autoregressive(rng, count, 0.8, wander))
+    rows = rng.poisson(1_000, count)
+    return [
+        volume(n, {"response:timeout": int(rng.binomial(n, min(p, 1.0)))})
+        for n, p in zip(rows, shares, strict=True)
+    ]
+
+
 NULLS = {
     "independent samples": (gauges, {"within": 0.0}),
     "dependent samples": (gauges, {"within": 0.95}),
@@ -203,6 +213,7 @@ NULLS = {
     "bursty volume": (volumes, {"mean": 1_000, "daily": 9.0, "bursty": 0.7}),
     "steady timeouts": (timeouts, {"share": 0.01, "spread": 1e6}),
     "bursty timeouts": (timeouts, {"share": 0.01, "spread": 100}),
+    "wandering timeouts": (wandering_timeouts, {"share": 0.02, "wander": 0.5}),
 }
 
 

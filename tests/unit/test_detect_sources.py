@@ -28,6 +28,7 @@ from trimtab.detect import arrays
 from trimtab.detect.calibration import calibrate, fit, rebased
 from trimtab.detect.certificate import certify
 from trimtab.detect.contrasts import Contrasts
+from trimtab.detect.evidence import Detector
 from trimtab.detect.observed import Observed
 from trimtab.detect.sources import SEGMENT_CONTRASTS_MOST, VOLUME_UNIT, bounds_of, share_moved
 from trimtab.records import Kind
@@ -379,6 +380,26 @@ def test_without_the_bound_on_their_tail_dependent_gauges_break_the_budget(monke
         )
         found = detector_of(BARE, windows[:336])
         said = follow(found, BARE, windows[336:], AFTER, unmute=True)
+        alarms += sum(one.alarm for one in said)
+    budget = 2 * BUDGET_WINDOWS / 720
+    assert alarms > budget + 2 * sqrt(budget)
+
+
+def test_rates_that_wander_are_tempered_by_what_sums_of_windows_vary():
+    """With the dispersion of single windows, and a level without an error, they break the budget."""
+    alarms = 0
+    for seed in (1, 3):
+        windows = null("wandering timeouts", np.random.default_rng(seed), 336 + BUDGET_WINDOWS)
+        found = detector_of(BARE, windows[:336])
+        hits = np.stack([found.contrasts.measure(w, BARE).hits for w in windows[:336]])
+        rows = np.array([w.state.rows for w in windows[:336]], float)[:, None]
+        c = found.calibration
+        usual = np.maximum(rows * c.rate * (1 - c.rate), 1e-9)
+        single = np.maximum(1, ((hits - rows * c.rate) ** 2 / usual).mean(0) * 1.15)
+        assert c.dispersion.max() > 2 * single.max()
+        plain = replace(c, dispersion=single, allowance=np.full(c.rate.size, 0.005))
+        naive = Detector(found.contrasts, plain, 720, HOUR)
+        said = follow(naive, BARE, windows[336:], AFTER, unmute=True)
         alarms += sum(one.alarm for one in said)
     budget = 2 * BUDGET_WINDOWS / 720
     assert alarms > budget + 2 * sqrt(budget)

@@ -31,8 +31,6 @@ from trimtab.detect.orthonormal import Floats
 SIGNS = np.array([1.0, -1.0])
 RATE_STEPS = np.array([0.01, 0.03, 0.1, 0.3])
 """Rises of a rate that are looked for, as shares of what is not hit yet."""
-RATE_ALLOWANCE = 0.005
-"""A rate may rise by this much."""
 MOST = 1e30
 """Evidence is kept below this: more says nothing, and stays finite."""
 MOST_LOG = 60.0
@@ -161,7 +159,7 @@ def log_ratios(
 
 def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Floats:
     """Return l of every rate and step, shape (R, 4): exact Binomial, tempered by the dispersion."""
-    p0 = np.minimum(calibration.rate + RATE_ALLOWANCE, 1 - 1e-9)[:, None]
+    p0 = np.minimum(calibration.rate + calibration.allowance, 1 - 1e-9)[:, None]
     q = p0 + RATE_STEPS * (1 - p0)
     hit, miss = hits[:, None], (rows - hits)[:, None]
     log: Floats = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
@@ -339,7 +337,7 @@ class Detector:
         hits, rows = one.rates.sum(0)
         share = hits / np.maximum(rows, 1)
         spread = np.sqrt(share * (1 - share) * calibration.dispersion[rates] / np.maximum(rows, 1))
-        least = calibration.rate[rates] + RATE_ALLOWANCE + RATE_STEPS[0]
+        least = (calibration.rate + calibration.allowance)[rates] + RATE_STEPS[0]
         return bool(near.all() and (share + 2 * spread < least).all())
 
     def _standard_error(self, windows: Floats | int) -> Floats:

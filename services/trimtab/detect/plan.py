@@ -21,9 +21,10 @@ import numpy as np
 from msgspec import Struct
 from scipy.special import ndtr
 
+from trimtab.detect.calibration import RATE_ALLOWANCE
 from trimtab.detect.certificate import expected_delay
 from trimtab.detect.drift import kind_of, sd_equivalents
-from trimtab.detect.evidence import RATE_ALLOWANCE, Detector, rate_log_ratios
+from trimtab.detect.evidence import Detector, rate_log_ratios
 from trimtab.detect.orthonormal import Floats
 from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved, shifted
 from trimtab.records import Kind
@@ -293,8 +294,8 @@ def _rate(
         what=what,
         kind=kind_of(source, what),
         unit="points",
-        floor=RATE_ALLOWANCE,
-        limit="contract",
+        floor=float(detector.calibration.allowance[at]),
+        limit="reference" if detector.calibration.allowance[at] > RATE_ALLOWANCE else "contract",
         sizes=sizes,
         windows=tuple(windows),
     )
