@@ -110,6 +110,18 @@ class Calibration(Struct, frozen=True, kw_only=True):
         """The seasonal slot of a window."""
         return int(slots_of(self.season, [start_ms], self.time_zone)[0])
 
+    def season_of(self, places: Bools) -> Season:
+        """Return the coarsest season that the profiles of some contrasts have, which `places` marks."""
+        profile = self.mu[:, places]
+        for season in ("none", "hour", "hour and weekend"):
+            if self.season == "weekday" or SLOTS[season] >= SLOTS[self.season]:
+                break
+            slots = coarser_slots(self.season, season)
+            first = np.array([np.flatnonzero(slots == slot)[0] for slot in slots])
+            if (profile == profile[first]).all():
+                return season
+        return "none" if (profile == profile[0]).all() else self.season
+
     def variance(self, n: Floats) -> Floats:
         """Variance of a residual over n rows, before inflation, shape of n.
 
@@ -146,6 +158,24 @@ def slots_of(season: Season, starts_ms: Sequence[int], time_zone: str) -> Ints:
         case "weekday":
             slots = [t.weekday() for t in times]
     return np.array(slots, dtype=np.int64)
+
+
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def slot_name(season: Season, slot: int) -> str:
+    """Return what people call a slot, such as `Saturday 14:00`."""
+    match season:
+        case "none":
+            return "always"
+        case "hour":
+            return f"{slot:02d}:00"
+        case "hour and weekend":
+            return f"{'weekend' if slot >= 24 else 'weekday'} {slot % 24:02d}:00"
+        case "hour of week":
+            return f"{_WEEKDAYS[slot // 24]} {slot % 24:02d}:00"
+        case "weekday":
+            return _WEEKDAYS[slot]
 
 
 class _Reference(Struct, frozen=True):

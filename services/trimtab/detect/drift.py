@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from scipy.special import ndtri
 
@@ -21,6 +22,7 @@ from trimtab.detect.calibration import (
     LEAST_REBASE_WINDOWS,
     REFUSED_WINDOWS,
     Calibration,
+    Season,
     calibrate,
     rebased,
 )
@@ -55,6 +57,11 @@ class Fitted(Struct, frozen=True, kw_only=True):
     def detector(self, windows_per_alarm: float, length_ms: int) -> Detector:
         """Return it with a budget."""
         return Detector(self.contrasts, self.calibration, windows_per_alarm, length_ms)
+
+    def feature_season(self) -> Season:
+        """Return the season of the features, whatever latencies and volume have."""
+        origins = [s.origin for s in self.contrasts.sources for _ in s.labels]
+        return self.calibration.season_of(np.array([o == "feature" for o in origins], np.bool_))
 
 
 class Refused(Struct, frozen=True):
@@ -239,7 +246,11 @@ def _kinds(detector: Detector) -> list[Kind]:
 
 
 def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterable[Finding]:
-    """One finding per kind: the worst that the detector has to say of it."""
+    """One finding per kind: the worst that the detector has to say of it.
+
+    Its value is the evidence of the kind's sources that stand out; of a kind that has none, all that is left.
+    """
+    left = said.evidence * max(0.0, 1 - sum(m.share for m in said.moved))
 
     def is_of(m: Moved, kind: Kind) -> bool:
         return kind_of(_source(detector, m.source), m.what) is kind
@@ -268,7 +279,7 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             outcome=outcome,
             reason=reason,
             figure=FIGURE,
-            value=said.evidence,
+            value=said.evidence * sum(m.share for m in now) if now else left,
             threshold=1.0,
             rows=rows,
             detail=detail,

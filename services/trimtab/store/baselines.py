@@ -144,6 +144,30 @@ def observed_windows(connection: Connection, baseline_id: int) -> list[tuple[int
     ]
 
 
+def window_starts(connection: Connection, baseline_id: int) -> list[int]:
+    """Return the starts of the windows that a baseline was made of, oldest first."""
+    return list(
+        connection.scalars(
+            select(baseline_windows.c.window_start_ms)
+            .where(baseline_windows.c.baseline_id == baseline_id)
+            .order_by(baseline_windows.c.window_start_ms)
+        )
+    )
+
+
+def state_of_windows(
+    connection: Connection, baseline_id: int, starts_ms: Sequence[int]
+) -> PaneState | None:
+    """Return the merged counts of some of a baseline's windows; None of none."""
+    found = connection.scalars(
+        select(baseline_windows.c.state).where(
+            baseline_windows.c.baseline_id == baseline_id,
+            baseline_windows.c.window_start_ms.in_(starts_ms),
+        )
+    )
+    return merge_states(PaneState.from_bytes(bytes(state)) for state in found)
+
+
 def windows_of(
     connection: Connection, baseline_id: int, limit: int | None = None
 ) -> list[tuple[int, PaneState]]:
