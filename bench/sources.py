@@ -30,8 +30,8 @@ from trimtab.stats.cuts import build_category_cuts, build_numeric_cuts, model_cu
 from trimtab.stats.outliers import fit, held_columns
 
 REFERENCE, BUDGET, SHARE = 336, 720, 0.05
-SEEDS, QUICK_SEEDS = 8, 2
-WINDOWS, QUICK_WINDOWS = 4 * BUDGET, BUDGET
+SEEDS, QUICK_SEEDS = 4, 2
+WINDOWS, QUICK_WINDOWS = 2 * BUDGET, BUDGET
 BATCH = 1_000
 Windows = list[Observed]
 
@@ -191,7 +191,7 @@ def rows(repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Run, print."""
-    given = rig.options(__doc__, "2 seeds and a quarter of the windows").parse_args()
+    given = rig.options(__doc__, "2 seeds and half of the windows").parse_args()
     seeds, count, repeats = (
         (QUICK_SEEDS, QUICK_WINDOWS, 20) if given.quick else (SEEDS, WINDOWS, 100)
     )
