@@ -29,8 +29,6 @@ REFERENCE_ROWS = 20_000
 """KS and Evidently compare with so many rows of the reference, drawn at random."""
 SKIPPED = "not installed: make bench-peers"
 
-Rule = Callable[[Rows], bool]
-
 _CHILD = """
 import copy, json, sys, warnings
 import numpy as np, pandas as pd
@@ -104,23 +102,26 @@ class Runs:
 
     def here(self) -> dict[str, Any]:
         """Judge by the rules that run in this process."""
-        rules: dict[str, Rule] = {
-            "ks_any_05": lambda rows: bool(min(self._p_values(rows)) < LEVEL),
-            "ks_bonferroni_05": lambda rows: bool(
-                min(self._p_values(rows)) < LEVEL / self.drawn.shape[0]
-            ),
-        }
-        result: dict[str, Any] = {}
-        if find_spec("evidently") is None:
+        has_evidently = find_spec("evidently") is not None
+        drifted = _evidently(self.drawn, self.numbers) if has_evidently else None
+        flags: dict[str, list[list[bool]]] = {}
+        for run in [self.usual, *(windows for _, windows in self.changed)]:
+            said = [self._rules(rows, drifted) for rows in run]
+            for name in said[0]:
+                flags.setdefault(name, []).append([one[name] for one in said])
+        result: dict[str, Any] = {name: self._judged(found) for name, found in flags.items()}
+        if not has_evidently:
             result["evidently_any_column"] = "not installed: pip install evidently"
-        else:
-            drifted = _evidently(self.drawn, self.numbers)
-            rules["evidently_any_column"] = lambda rows: any(drifted(rows))
-            rules["evidently_dataset"] = lambda rows: bool(np.mean(drifted(rows)) >= 0.5)
-        runs = [self.usual, *(windows for _, windows in self.changed)]
-        for name, rule in rules.items():
-            result[name] = self._judged([[rule(rows) for rows in run] for run in runs])
         return result
+
+    def _rules(self, rows: Rows, drifted: Callable[[Rows], list[bool]] | None) -> dict[str, bool]:
+        least = min(self._p_values(rows))
+        said = {"ks_any_05": least < LEVEL, "ks_bonferroni_05": least < LEVEL / len(self.drawn)}
+        if drifted is not None:
+            columns = drifted(rows)
+            said["evidently_any_column"] = any(columns)
+            said["evidently_dataset"] = bool(np.mean(columns) >= 0.5)
+        return said
 
     def _p_values(self, rows: Rows) -> list[float]:
         """Two-sample KS of numbers, chi-squared of categories."""
