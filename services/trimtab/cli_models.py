@@ -378,6 +378,9 @@ def window_show(
         ),
         "no findings",
     )
+    for finding in last.findings:
+        if finding.detail and finding.rule is None:
+            console.print(f"{finding.kind}: {finding.detail}", markup=False, soft_wrap=True)
     for version, found in (last.figures.get("performance") or {}).items():
         if "sampled_share" in found:
             console.print(

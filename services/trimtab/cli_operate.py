@@ -453,6 +453,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say how the fleet is; exit code 3 while an alert is open or a model is in alarm."""
+    from trimtab.store.detector_view import fleet_budgets
+
     with store_of(context) as store:
         while True:
             page = overview.fleet(store, limit=overview.PAGE_MAX)
@@ -466,6 +468,8 @@ def status(
                 for alert in own:
                     errors.print(f"[bold red]trimtab itself:[/] {alert.summary}")
                 console.print(_totals(page), style="dim")
+                fleet = loaded(context).settings.alarms.false_alarms
+                console.print(_budget(*fleet_budgets(store, fleet)), style="dim")
                 console.print(_monitor(overview.monitor_pulse(store)), style="dim")
             if not watch:
                 break
@@ -479,6 +483,12 @@ def _totals(page: list[overview.ModelStatus]) -> str:
     models = f"{len(page)} {'model' if len(page) == 1 else 'models'}"
     opened = f"{alerts} open {'alert' if alerts == 1 else 'alerts'}"
     return f"{models}, {opened}, {when(now_ms())} UTC"
+
+
+def _budget(false_alarms: float, models: int) -> str:
+    """What the detectors of the fleet may raise in all."""
+    over = "the model's detector" if models == 1 else f"the detectors of {models} models"
+    return f"false-alarm budget: {false_alarms:.3g} per 30 days over {over}"
 
 
 def _monitor(pulse: overview.Pulse) -> str:

@@ -30,6 +30,7 @@ from pydantic_settings import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from trimtab.detect.budget import parse_budget
 from trimtab.errors import TrimtabError
 
 PREFIX = "TRIMTAB_"
@@ -146,6 +147,22 @@ class MonitorSettings(_Section):
     """Port of the monitor's own Prometheus figures on 127.0.0.1; 0: none."""
 
 
+class AlarmSettings(_Section):
+    """What all models together may raise."""
+
+    false_alarms: str = "4 per 30 days"
+    """The budget of the fleet: split over the models whose contracts state none."""
+
+    @field_validator("false_alarms")
+    @classmethod
+    def _budget(cls, text: str) -> str:
+        try:
+            parse_budget(text)
+        except TrimtabError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+
 class RetentionSettings(_Section):
     """How long states are kept, in a model's event time."""
 
@@ -247,6 +264,7 @@ class Settings(BaseSettings):
     store: StoreSettings
     kafka: KafkaSettings = KafkaSettings()
     monitor: MonitorSettings = MonitorSettings()
+    alarms: AlarmSettings = AlarmSettings()
     retention: RetentionSettings = RetentionSettings()
     archive: ArchiveSettings = ArchiveSettings()
     registry: RegistrySettings = RegistrySettings()

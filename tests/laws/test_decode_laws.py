@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trimtab.archive.tables import Row, inference_table
 from trimtab.arrow import decode_message
-from trimtab.contracts.model import Contract, Feature, Windows
+from trimtab.contracts.model import Contract, Feature, Prediction, Windows
 from trimtab.events.cloudevents import batch_rows, encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.monitor import decode as decode_module
@@ -24,7 +24,7 @@ PLACE = Partition("in", 0)
 TASKS = ("binary", "regression")
 
 
-def contract(task):
+def contract(task, *, attributions=False):
     return Contract(
         name="m",
         task=task,
@@ -33,6 +33,7 @@ def contract(task):
             "c": Feature(kind="category"),
             "y": Feature(kind="number"),
         },
+        prediction=Prediction(attributions=attributions),
         windows=Windows(segments=("region",)),
     )
 
@@ -64,6 +65,14 @@ def inferences(draw):
         attributes=draw(st.just({}) | st.just({"region": "north"})),
         arm=draw(st.none() | st.just("challenger")),
         traffic_revision=draw(st.none() | st.just(3)),
+        attributions=draw(
+            st.none()
+            | st.dictionaries(
+                st.sampled_from(["x", "y", "c", "new", "other"]),
+                st.floats(-1, 1) | st.integers(-3, 3),
+                max_size=4,
+            )
+        ),
     )
 
 
@@ -85,7 +94,15 @@ def batches(draw):
         prediction=column(VALUES) if draw(st.booleans()) else None,
         scores={"yes": column(st.floats(0, 1))} if draw(st.booleans()) else None,
         status=column(st.sampled_from(["ok", "timeout"])) if draw(st.booleans()) else None,
+        attributions=attributions_of(draw, column),
     )
+
+
+def attributions_of(draw, column):
+    if draw(st.booleans()):
+        return None
+    names = draw(st.lists(st.sampled_from(["x", "c", "new", "other"]), unique=True))
+    return {name: column(st.none() | st.floats(-1, 1)) for name in names}
 
 
 @st.composite
@@ -111,6 +128,7 @@ class GeneralOnly(ModelView):
 
 class Deaf:
     def __init__(self, decoder):
+        self.no_attributions = decoder.no_attributions
         self.category_fields = decoder.category_fields
 
     def decode_all(self, values, headers):
@@ -119,7 +137,7 @@ class Deaf:
 
 def canonical(rows: Rows):
     """Every row as plain values, NaN as None."""
-    numbers = [rows.feature_values()[name] for name in ("x", "y")]
+    numbers = [rows.feature_values()[name] for name in rows.number_names]
     errors = rows.number_errors
     return {
         "record": rows.record.tolist(),
@@ -152,22 +170,26 @@ def read(records, view):
 
 
 @settings(deadline=None)
-@given(logs(), st.sampled_from(TASKS), st.integers(1, 5))
-def test_typed_and_general_reading_and_any_chunks_give_the_same_columns(records, task, chunk):
-    expected = read(records, GeneralOnly(1, contract(task)))
-    assert read(records, ModelView(1, contract(task))) == expected
+@given(logs(), st.sampled_from(TASKS), st.booleans(), st.integers(1, 5))
+def test_typed_and_general_reading_and_any_chunks_give_the_same_columns(
+    records, task, attributions, chunk
+):
+    of_model = contract(task, attributions=attributions)
+    expected = read(records, GeneralOnly(1, of_model))
+    assert read(records, ModelView(1, of_model)) == expected
     whole = decode_module.CHUNK
     try:
         decode_module.CHUNK = chunk
-        assert read(records, ModelView(1, contract(task))) == expected
+        assert read(records, ModelView(1, of_model)) == expected
     finally:
         decode_module.CHUNK = whole
 
 
 @settings(deadline=None)
-@given(logs(), st.sampled_from(TASKS))
-def test_held_rows_survive_their_bytes(records, task):
-    decoded = decode_records(records, "inference", "in", {"m": ModelView(1, contract(task))})
+@given(logs(), st.sampled_from(TASKS), st.booleans())
+def test_held_rows_survive_their_bytes(records, task, attributions):
+    view = ModelView(1, contract(task, attributions=attributions))
+    decoded = decode_records(records, "inference", "in", {"m": view})
     for rows in decoded.rows.values():
         back = Rows.from_bytes(rows.to_bytes())
         assert canonical(back) == canonical(rows)
@@ -264,6 +286,7 @@ def uniform_batches(draw):
         served_by=maybe(st.just("champion")),
         traffic_revision=maybe(st.integers(0, 9)),
         sample_rate=draw(st.sampled_from([1.0, 0.1])),
+        attributions=attributions_of(draw, column),
     )
 
 
@@ -279,17 +302,18 @@ def one_record(body, headers):
     st.sampled_from(TASKS),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.none() | st.integers(1, 4),
 )
 def test_arrow_and_json_give_the_same_columns_and_the_same_archive(
-    batch, task, flat, dictionaries, most_rows
+    batch, task, attributions, flat, dictionaries, most_rows
 ):
     body, headers = encode_binary(batch, "s")
     table = arrow_table(batch, flat=flat, dictionaries=dictionaries)
     assume(table.num_columns)  # without a column, Arrow has no place for the number of rows
     stream, arrow = arrow_stream(table, batch_rows=most_rows), arrow_headers(batch, "s")
 
-    view = ModelView(1, contract(task))
+    view = ModelView(1, contract(task, attributions=attributions))
     *expected, rejected = read(one_record(body, headers), view)
     *found, refused = read(one_record(stream, arrow), view)
     assert found == expected

@@ -147,7 +147,7 @@ def test_a_detectors_alarm_has_a_condition_of_its_kind():
         kind=Kind.INPUT,
         outcome=Outcome.ALARM,
         reason=Reason.DETECTOR,
-        figure="evidence",
+        figure="detector",
         detail="It moved.",
     )
     (change,) = next_alerts([], verdict(10, said), 1, 5)

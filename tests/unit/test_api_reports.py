@@ -13,6 +13,7 @@ from trimtab.api.app import create_app
 from trimtab.api.report_worker import heading, samples
 from trimtab.api.reports import make_report
 from trimtab.contracts.model import Contract, Feature, Reference, Windows
+from trimtab.detect.observed import Observed
 from trimtab.errors import TrimtabError
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.records import Role
@@ -114,7 +115,9 @@ def test_a_report_compares_with_the_baseline_of_the_verdict(store: Store) -> Non
     assert judged.evidence.baseline_id == old.id
     later_ms = begin_ms + HOUR_MS
     with store.write() as connection:
-        add_baseline(connection, "m", [(later_ms, old.state)], 2_000, "traffic", {}, later_ms)
+        add_baseline(
+            connection, "m", [(later_ms, Observed(state=old.state))], 2_000, "traffic", {}, later_ms
+        )
         partition = partition_of(connection)
         for name, at_ms in (
             ("old", old.from_ms),

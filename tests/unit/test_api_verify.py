@@ -25,6 +25,7 @@ from trimtab.store.tables import (
     baselines,
     contracts,
     cuts,
+    detectors,
     panes,
     resource_panes,
 )
@@ -115,6 +116,7 @@ def drop(table: Table) -> Callable[[Store, Verdict], None]:
 
 
 def drop_baseline(store: Store, judged: Verdict) -> None:
+    drop(detectors)(store, judged)
     drop(baseline_windows)(store, judged)
     drop(baselines)(store, judged)
 

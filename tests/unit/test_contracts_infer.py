@@ -35,6 +35,22 @@ def test_a_draft_fits_what_was_seen() -> None:
     )
 
 
+@pytest.mark.parametrize("prediction", [0.5, "x"])
+def test_attributions_that_events_carry_are_watched(prediction: float | str) -> None:
+    event = Inference(
+        id="1",
+        model="m",
+        version="1",
+        time=0,
+        features={"a b": 1.0, "c": "x"},
+        prediction=prediction,
+        attributions={"a b": 0.5},
+    )
+    contract = parse_contract(infer_contract([event], "m"), "m.toml")
+    assert contract.attributed == ("a b", "c")
+    assert not parse_contract(infer_contract(rows(), "m"), "m.toml").attributed
+
+
 def test_the_class_that_a_lone_score_names_is_the_positive_one() -> None:
     events = [
         Inference(

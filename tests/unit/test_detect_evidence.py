@@ -12,14 +12,10 @@ from plain_detector import PlainContrast, plain_cap
 from trimtab.detect import arrays
 from trimtab.detect.calibration import Calibration, fit, rebased, slots_of
 from trimtab.detect.certificate import certify, expected_delay
-from trimtab.detect.contrasts import (
-    Contrasts,
-    Measured,
-    SourceContrasts,
-    category_contrasts,
-    numeric_contrasts,
-)
+from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, State
+from trimtab.detect.orthonormal import category_contrasts, numeric_contrasts
+from trimtab.detect.sources import SourceContrasts
 
 HOUR = 3_600_000
 START = 1_700_006_400_000
@@ -121,7 +117,7 @@ def test_a_constant_feature_has_no_contrast():
 
 
 def test_weights_sum_to_one_and_answers_have_a_fifth():
-    features = contrasts_of(3, 1).sources
+    features = contrasts_of(4, 1).sources
     score = contrasts_of(1, 0).sources[0]
     renamed = SourceContrasts(
         name="output:score",
@@ -129,6 +125,8 @@ def test_weights_sum_to_one_and_answers_have_a_fifth():
         labels=score.labels,
         weights=score.weights,
         rates=score.rates,
+        kind="prediction",
+        origin="output",
     )
     both = Contrasts((*features, renamed))
     weights, rates = both.weights()

@@ -14,7 +14,7 @@ from trimtab.detect.figures import Labelled, figure_value
 from trimtab.detect.rules import PriorWindow
 from trimtab.detect.series import EMPTY_WINDOWS, close_windows
 from trimtab.detect.verdict import WindowInputs, encode, evaluate, input_digest, verify
-from trimtab.records import Finding, Kind, Outcome, Reason
+from trimtab.records import Finding, Outcome, Reason
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.cuts import build_category_cuts, build_numeric_cuts, model_cuts
 from trimtab.stats.performance import PerformanceState
@@ -205,23 +205,6 @@ def test_the_worst_finding_speaks_for_the_window_and_silence_is_never_green(give
     verdict = evaluate(given)
     assert (verdict.outcome, verdict.reason) == (outcome, reason)
     assert verdict.summary.endswith(".")
-
-
-def test_a_detector_finds_its_seat():
-    class Always:
-        def update(self, state, window):
-            said = Finding(
-                kind=Kind.INPUT,
-                outcome=Outcome.ALARM,
-                reason=Reason.DETECTOR,
-                figure="evidence",
-                detail="moved",
-            )
-            return {"windows": state.get("windows", 0) + 1}, [said]
-
-    verdict = evaluate(inputs(), Always())
-    assert (verdict.outcome, verdict.kind) == (Outcome.ALARM, Kind.INPUT)
-    assert verdict.evidence.prior["detector"] == {"windows": 1}
 
 
 def test_the_same_inputs_give_the_same_bytes_and_verify_names_what_differs():

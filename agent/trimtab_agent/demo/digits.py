@@ -15,7 +15,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from trimtab.artifacts import FeatureSpec
-from trimtab.sdk.image import DESCRIPTORS, describe_images
+from trimtab.sdk.describe.image import GREY, grey_descriptors
 from trimtab_agent.demo.camera import Lens, see
 from trimtab_agent.recipes.data import TrainingData, make_data
 
@@ -93,7 +93,7 @@ def write_baseline(
     flat = images.reshape(len(images), -1).astype(np.float64)
     columns: dict[str, Any] = {"time": pa.array(times_ms, pa.timestamp("ms", tz="UTC"))}
     columns |= {name: flat[:, index] for index, name in enumerate(PIXELS)}
-    columns |= describe_images(images)
+    columns |= grey_descriptors(images)
     columns |= {"prediction": predictions, "label": labels}
     pyarrow.parquet.write_table(pa.table(columns), path)
 
@@ -172,9 +172,7 @@ def contract_text(original: Path, trials: int, old_mix: tuple[float, ...]) -> st
     """The demo's contract as TOML."""
     return CONTRACT.format(
         pixels="\n".join(f'{name} = {{ kind = "number", min = 0, max = 1 }}' for name in PIXELS),
-        descriptors="\n".join(
-            f'{name} = {{ kind = "number", input = false }}' for name in DESCRIPTORS
-        ),
+        descriptors="\n".join(f'{name} = {{ kind = "number", input = false }}' for name in GREY),
         classes=json.dumps(CLASSES),
         original=original.as_posix(),
         trials=trials,

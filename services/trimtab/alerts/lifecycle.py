@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from trimtab.detect.drift import is_detectors
 from trimtab.detect.rules import flag_of
 from trimtab.records import Alert, AlertState, Finding, Kind, Outcome, Reason, Verdict
 
@@ -48,7 +49,7 @@ def next_alerts(
     changes = []
     judged: dict[str, Finding] = {}
     for finding in verdict.findings:
-        if finding.rule is not None or finding.reason is Reason.DETECTOR:
+        if finding.rule is not None or is_detectors(finding):
             judged[condition_of(finding)] = finding
     held = {a.condition: a for a in alerts if a.state is not AlertState.RESOLVED}
     closed = {a.condition: a for a in alerts if a.state is AlertState.RESOLVED}

@@ -24,6 +24,7 @@ from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError
 from trimtab.records import Role
 from trimtab.store import agent, alerts, keys, overview, verdicts
+from trimtab.store.detector_view import detector_view
 from trimtab.store.engine import Store
 from trimtab.store.models import contract_history
 
@@ -48,6 +49,7 @@ def environment() -> jinja2.Environment:
         "word": word,
         "thousands": thousands,
         "evalue": evalue,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
     made.globals |= {"version": __version__.split("+")[0], "now_ms": now_ms}
     return made
@@ -226,6 +228,9 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
         "newest": newest[0].verdict if newest else None,
         "windows": newest,
         "tiles": _tiles(status, newest[0].verdict.figures if newest else {}),
+        "detector": None
+        if status.retired
+        else detector_view(store, model, state.settings.alarms.false_alarms),
         "alerts": alerts.open_alerts(store, model),
         "past_alerts": [
             alert for alert in alerts.alerts_of(store, model, 6) if alert.state == "resolved"

@@ -115,13 +115,13 @@ def frame(rows: list[SampleRow], contract: Contract) -> Any:
 
     columns: dict[str, list[Any]] = {
         name: [row.features.get(name) for row in rows]
-        for name, feature in contract.features.items()
+        for name, feature in contract.watched.items()
         if not feature.personal
     }
     columns["prediction"] = [row.prediction for row in rows]
     columns["latency_ms"] = [row.latency_ms for row in rows]
     made = pd.DataFrame(columns)
-    for name, feature in contract.features.items():
+    for name, feature in contract.watched.items():
         if name in made and feature.kind == "number":
             made[name] = pd.to_numeric(made[name], errors="coerce")
     made["latency_ms"] = pd.to_numeric(made["latency_ms"], errors="coerce")
@@ -135,7 +135,7 @@ def render(reference: Any, current: Any, contract: Contract, top: str, out: Path
     from evidently.presets import DataDriftPreset
 
     shared = [name for name in reference.columns if name in current.columns]
-    kinds = {name: feature.kind for name, feature in contract.features.items()}
+    kinds = {name: feature.kind for name, feature in contract.watched.items()}
     categories = [name for name in shared if kinds.get(name) == "category" or name == "prediction"]
     numbers = [name for name in shared if name not in categories]
     definition = DataDefinition(numerical_columns=numbers, categorical_columns=categories)

@@ -25,6 +25,7 @@ from trimtab.records import Alert, Role, Rollout, Run, Transition, Verdict
 from trimtab.store import agent, models, overview, verdicts
 from trimtab.store.alerts import get_alert
 from trimtab.store.baselines import baselines_of
+from trimtab.store.detector_view import DetectorView, detector_view
 from trimtab.store.engine import Store
 from trimtab.store.keys import AuditRow, list_audit, list_keys
 from trimtab.windows.rollup import Resolution
@@ -225,6 +226,12 @@ def list_contracts(state: State, model: FromPath[str]) -> list[ContractRevision]
         ContractRevision(row.revision, row.applied_ms, row.applied_by, row.digest, row.text)
         for row in models.contract_history(store, model)
     ]
+
+
+@get("/models/{model:str}/detector", sync_to_thread=True)
+def get_detector(state: State, model: FromPath[str]) -> DetectorView:
+    """Show a model's drift detector: budget, reference, evidence, what has moved."""
+    return detector_view(state.store, model, state.settings.alarms.false_alarms)
 
 
 @get("/models/{model:str}/baselines", sync_to_thread=True)
@@ -484,6 +491,7 @@ reading = Router(
         get_model,
         get_status,
         list_contracts,
+        get_detector,
         list_baselines,
         get_series,
         get_history,

@@ -46,6 +46,8 @@ class Series(Struct, frozen=True, kw_only=True):
     drift: dict[str, Column] = field(default_factory=dict)
     """`max_psi`, `drifted_share`, and `psi(feature)`: of features that a rule names, then of those that
     moved most."""
+    evidence: Column = field(default_factory=list)
+    """Of the detector, as a share of what makes an alarm."""
     resources: dict[str, Column] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -69,6 +71,7 @@ def series(
         performance=_performance(trees),
         latency_ms={name: _column(trees, "latency_ms", name) for name in ("p50", "p95", "p99")},
         drift=_drift(trees, _ruled(verdicts)),
+        evidence=_column(trees, "detector", "evidence"),
         resources=_resources(trees),
         marks=marks(traffic),
         thresholds=_thresholds(verdicts),

@@ -1,7 +1,7 @@
 """Inference batches as Arrow IPC streams: one Kafka message in, checked columns out.
 
 The schema's metadata holds what all rows share (METADATA), its columns are those of the JSON batch
-(COLUMNS), `features`, `scores` and `attributes` as structs or flattened (`features.income`). pyarrow is
+(COLUMNS), `features`, `scores`, `attributes` and `attributions` as structs or flattened (`features.income`). pyarrow is
 imported when the first such message comes; without it they are rejected, with what to install.
 
 What a message may cost is bounded before it is read: no compressed bodies, no extension types, and no
@@ -101,6 +101,7 @@ class ArrowBatch(Struct, frozen=True):
     features: dict[str, Column] = field(default_factory=dict)
     scores: dict[str, Column] = field(default_factory=dict)
     attributes: dict[str, Column] = field(default_factory=dict)
+    attributions: dict[str, Column] = field(default_factory=dict)
 
     def event(self) -> InferenceBatch:
         """Return the batch as Python values. A missing score is NaN, other missing values are None."""
@@ -114,6 +115,8 @@ class ArrowBatch(Struct, frozen=True):
             features={name: column.tolist() for name, column in self.features.items()},
             scores={name: column.floats.tolist() for name, column in self.scores.items()} or None,
             attributes={name: column.tolist() for name, column in self.attributes.items()},
+            attributions={name: column.tolist() for name, column in self.attributions.items()}
+            or None,
             **{name: column.tolist() for name, column in self.columns.items()},
         )
 
@@ -229,6 +232,7 @@ def _batch(pa: Any, schema: Any, batches: Sequence[Any]) -> ArrowBatch:
         features=found["features"],
         scores=found["scores"],
         attributes=found["attributes"],
+        attributions=found["attributions"],
     )
 
 

@@ -51,6 +51,7 @@ COLUMNS: dict[str, Rule] = {
     "arm": _ARM,
     "served_by": _ARM,
     "traffic_revision": Rule("whole"),
+    "attributions": Rule("number", group=True),
 }
 
 

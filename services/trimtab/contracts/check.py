@@ -8,12 +8,14 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from trimtab.contracts.lines import Path
-from trimtab.contracts.model import Contract, duration_ms
+from trimtab.contracts.model import ATTRIBUTION, Contract, duration_ms
 from trimtab.contracts.rules import FIGURES, PREDICTION, Rule, did_you_mean, parse_rule
 from trimtab.errors import ContractError
 
 FEATURES_MAX = 2_000
 SEGMENTS_MAX = 50
+LEAST_SHIFT = 0.005
+"""Of `alarms.smallest_shift`: less is what any two weeks differ by."""
 RULES_MAX = 200
 CATEGORIES_MAX = 10_000
 CLASSES_MAX = 10_000
@@ -127,6 +129,12 @@ def _check_features(contract: Contract) -> Iterator[tuple[Path, str]]:
             ("features",),
             f"expected at most {FEATURES_MAX} features, got {len(contract.features)}.",
         )
+    elif len(contract.features) + len(contract.attributed) > FEATURES_MAX:
+        columns = len(contract.features) + len(contract.attributed)
+        yield (
+            ("prediction", "attributions"),
+            f"with an attribution each the features are {columns} columns; the limit is {FEATURES_MAX}.",
+        )
     for name, feature in contract.features.items():
         path: Path = ("features", name)
         problem = feature_name_problem(name)
@@ -151,6 +159,8 @@ def feature_name_problem(name: str) -> str | None:
         return "this name stands for the model's answer in rules. Choose another."
     if not 1 <= len(name) <= NAME_LENGTH_MAX or not name.isprintable() or '"' in name:
         return f"expected a printable name of 1 to {NAME_LENGTH_MAX} characters without quotes."
+    if name.startswith(ATTRIBUTION):
+        return "this is how the attributions of features are named. Set prediction.attributions = true."
     return None
 
 
@@ -269,6 +279,12 @@ def _check_rules(contract: Contract, *, judge: bool) -> Iterator[tuple[Path, str
         message = rule_problem(rule, contract)
         if message and judge:
             yield path, message
+    shift = contract.alarms.smallest_shift
+    if not LEAST_SHIFT <= shift <= 1:
+        yield (
+            ("alarms", "smallest_shift"),
+            f"expected {LEAST_SHIFT} to 1 (standard deviations of a row), got {shift}.",
+        )
     budget = contract.alarms.false_alarms
     if budget is not None and false_alarm_rate(budget) is None:
         yield (
@@ -306,10 +322,12 @@ def rule_problem(rule: Rule, contract: Contract) -> str | None:
         return None
     if rule.feature == PREDICTION:
         kind = "number" if contract.task == "regression" else "category"
-    elif rule.feature in contract.features:
-        kind = contract.features[rule.feature].kind
+    elif rule.feature in (watched := contract.watched):
+        kind = watched[rule.feature].kind
+    elif rule.feature.startswith(ATTRIBUTION) and not contract.prediction.attributions:
+        return f"{rule.feature!r} is not watched. Set prediction.attributions = true."
     else:
-        hint = did_you_mean(rule.feature, contract.features)
+        hint = did_you_mean(rule.feature, watched)
         return f"{rule.feature!r} is no declared feature.{hint} Declare it in [features]."
     if spec.target not in ("any", kind):
         return f"{rule.figure} is for a {spec.target}; {rule.feature!r} is a {kind}."

@@ -139,9 +139,16 @@ def _label(value: Scalar) -> str:
 
 
 def _prediction_lines(rows: Sequence[Inference], task: str, classes: list[str]) -> list[str]:
-    if task == "regression" or not classes:
+    features = {name for row in rows for name in row.features}
+    attributed = any(row.attributions for row in rows) and 2 * len(features) <= FEATURES_MAX
+    known = bool(classes) and task != "regression"
+    if not known and not attributed:
         return []
     lines = ["[prediction]"]
+    if attributed:
+        lines.append("attributions = true  # events carry them: they are watched beside the inputs")
+    if not known:
+        return [*lines, ""]
     if len(classes) >= 2:
         lines.append(f"classes = [{', '.join(map(_quoted, classes))}]")
     if task == "binary" and len(classes) == 2:

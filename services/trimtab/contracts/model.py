@@ -35,6 +35,10 @@ def duration_ms(text: str) -> int:
     return round(float(match[1]) * _UNIT_MS[match[2]])
 
 
+ATTRIBUTION = "attribution:"
+"""What the name of a watched attribution begins with; no declared feature's does."""
+
+
 class Feature(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One declared input column."""
 
@@ -67,6 +71,8 @@ class Prediction(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """Name of the score of the positive class (binary)."""
     positive: str | None = None
     classes: tuple[str, ...] = ()
+    attributions: bool = False
+    """Whether each input's share in the answer, as events carry it, is watched beside the input."""
 
 
 class Labels(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -166,6 +172,9 @@ class Alarms(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
     false_alarms: str | None = None
     """Such as "1 per 90 days"; default: the model's share of the fleet's budget."""
+    smallest_shift: float = 0.05
+    """What the detector calls a change: more than this, in standard deviations of a row. 0.02 is sensitive, and wants
+    two weeks of reference."""
     rules: tuple[str, ...] = ()
     """Such as "accuracy < 0.90 in 3 of 4" or "psi(income) > 0.2 in 2 of 3"."""
     webhooks: tuple[str, ...] = ()
@@ -239,3 +248,20 @@ class Contract(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
     alarms: Alarms = Alarms()
     retraining: Retraining = Retraining()
     canary: Canary = Canary()
+
+    @property
+    def attributed(self) -> tuple[str, ...]:
+        """The features whose attributions are watched: the model's inputs, where the contract says so."""
+        if not self.prediction.attributions:
+            return ()
+        return tuple(name for name, feature in self.features.items() if feature.input)
+
+    @property
+    def watched(self) -> dict[str, Feature]:
+        """All columns that are counted: the features, then `attribution:NAME` of those in `attributed`."""
+        return self.features | {
+            f"{ATTRIBUTION}{name}": Feature(
+                kind="number", personal=self.features[name].personal, input=False
+            )
+            for name in self.attributed
+        }

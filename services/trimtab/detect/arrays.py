@@ -4,6 +4,7 @@ Equal values give equal bytes, and the floats come back bit for bit, so that a r
 the way the first run went.
 """
 
+import hashlib
 import zlib
 from typing import Any, TypeVar, get_origin
 
@@ -24,6 +25,11 @@ class ArraysError(TrimtabError):
 def to_bytes(value: Any) -> bytes:
     """Encode a Struct of arrays, numbers and text."""
     return zlib.compress(msgspec.msgpack.encode(value, enc_hook=_encode), 1)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value, whatever compresses it."""
+    return hashlib.sha256(msgspec.msgpack.encode(value, enc_hook=_encode)).hexdigest()
 
 
 def from_bytes(data: bytes, kind: type[T]) -> T:

@@ -9,10 +9,11 @@ Notation
     mu[s]    mean of x in seasonal slot s, shrunk to the mean of all (empirical Bayes); r = x - mu(slot of t)
     tau2     variance of r beyond sampling: E[r²] = tau2 + 1/n
     rho      lag-1 autocorrelation of z = r / sqrt(tau2 + 1/n); E[t] = z[t] - rho z[t-1], vr = var(E) / var(z)
-    f        how much longer-run variance exceeds that of independent E
+    f        how much longer-run variance exceeds that of independent E; of directed contrasts times `upper_tail`
     c        1 + 2 sqrt(2 / m_eff), for tau2 is an estimate, m_eff = m (1 - rho²) / (1 + rho²)
     s        vr f c: the variance of an innovation is v(n) s
-    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu)
+    floor    max(delta, 3 se): the change below which nothing is said (`se`: of mu); of directed contrasts at least
+             sqrt(tau2), what windows usually differ by: less is no worse latency
 Sources: statistics B2; whitening under autocorrelation: Johnson & Bagshaw 1974.
 """
 
@@ -26,7 +27,7 @@ import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
-from trimtab.detect.contrasts import Measured
+from trimtab.detect.contrasts import Contrasts, Measured
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -52,6 +53,7 @@ LEAST_CYCLES = 2
 BLOCKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEAST_BLOCKS = 12
 MOST_RHO = 0.95
+MOST_EXPONENT = 500.0
 LAMBDAS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
 """Sizes of change that are looked for, in standard deviations of a window."""
 FLOOR_ERRORS = 3.0
@@ -84,8 +86,19 @@ class Calibration(Struct, frozen=True, kw_only=True):
     """Share of each rate's rows in the reference, shape (R,)."""
     dispersion: Floats
     """Pearson dispersion of the rates over windows, at least 1, shape (R,)."""
-    least_rows: int
+    least_rows: Floats
     """Rows that a contrast needs in a window to be read."""
+    familiar: Bools
+    """Which hours of the week (weekdays, of windows of a day or more) the reference has, shape (168,) or (7,)."""
+    only_familiar: Bools
+    """Contrasts that are read at such times only."""
+
+    def readable(self, n: Floats, start_ms: int) -> Bools:
+        """Return which contrasts can be read of a window, shape (K,)."""
+        season: Season = "weekday" if self.familiar.size == SLOTS["weekday"] else "hour of week"
+        slot = slots_of(season, [start_ms], self.time_zone)[0]
+        enough: Bools = n >= self.least_rows
+        return enough if self.familiar[slot] else enough & ~self.only_familiar
 
     def slot(self, start_ms: int) -> int:
         """The seasonal slot of a window."""
@@ -140,6 +153,10 @@ class _Reference(Struct, frozen=True):
     starts_ms: Sequence[int]
     days: Ints
 
+    def of(self, places: Ints) -> "_Reference":
+        """Return it of some contrasts."""
+        return replace(self, x=self.x[:, places], n=self.n[:, places], valid=self.valid[:, places])
+
 
 def fit(
     windows: Sequence[Measured],
@@ -148,12 +165,16 @@ def fit(
     *,
     delta: float,
     time_zone: str = "UTC",
-    least_rows: int = 1,
+    least_rows: int | Floats = 1,
     season: Season | None = None,
+    groups: Ints | None = None,
+    only_familiar: Bools | None = None,
+    directed: Bools | None = None,
 ) -> Calibration:
     """Fit the parameters on reference windows, oldest first; the season is chosen unless it is given.
 
-    Raises ValueError for fewer than two windows.
+    `least_rows` (one for all, or by contrast), `groups` of contrasts that have one season, `only_familiar` and
+    `directed` are of shape (K,), as `Contrasts` gives them. Raises ValueError for fewer than two windows.
     """
     if len(windows) < 2:
         raise ValueError(f"{len(windows)} reference windows; a detector needs {REFUSED_WINDOWS}.")
@@ -168,12 +189,57 @@ def fit(
         list(starts_ms),
         slots_days(starts_ms, time_zone),
     )
-    if season is None:
-        season = choose_season(reference, length_ms, time_zone)
-    slots = slots_of(season, starts_ms, time_zone)
+    k = x.shape[1]
+    if groups is None:
+        groups = np.zeros(k, dtype=np.int64)
+    seasons: list[Season] = ["none"] * k
+    for group in np.unique(groups).tolist():
+        mine = np.flatnonzero(groups == group)
+        chosen = season or choose_season(reference.of(mine), length_ms, time_zone)
+        for place in mine.tolist():
+            seasons[place] = chosen
     rates = _fit_rates(np.stack([w.hits for w in windows]), np.stack([w.rows for w in windows]))
-    return _fit_contrasts(
-        reference, slots, season, time_zone, delta, FLOOR_ERRORS, least_rows, rates
+    finest: Season = max(seasons, key=lambda one: SLOTS[one], default="none")
+    if directed is None:
+        directed = np.zeros(k, dtype=np.bool_)
+    fitted = _fit_contrasts(reference, seasons, finest, time_zone, delta, directed)
+    week: Season = "weekday" if length_ms >= DAY_MS else "hour of week"
+    familiar = np.zeros(SLOTS[week], dtype=np.bool_)
+    familiar[slots_of(week, starts_ms, time_zone)] = True
+    return Calibration(
+        **fitted,
+        season=finest,
+        time_zone=time_zone,
+        windows=len(windows),
+        rate=rates[0],
+        dispersion=rates[1],
+        least_rows=np.broadcast_to(np.asarray(least_rows, dtype=np.float64), (k,)).copy(),
+        familiar=familiar,
+        only_familiar=np.zeros(k, dtype=np.bool_) if only_familiar is None else only_familiar,
+    )
+
+
+def calibrate(
+    contrasts: Contrasts,
+    windows: Sequence[Measured],
+    starts_ms: Sequence[int],
+    length_ms: int,
+    *,
+    delta: float,
+    time_zone: str,
+    min_rows: int,
+) -> Calibration:
+    """Fit the parameters of a model's contrasts, each with the rows that it needs and its group's season."""
+    return fit(
+        windows,
+        starts_ms,
+        length_ms,
+        delta=delta,
+        time_zone=time_zone,
+        least_rows=contrasts.least_rows(min_rows),
+        groups=contrasts.groups(),
+        only_familiar=contrasts.only_familiar(),
+        directed=contrasts.directed(),
     )
 
 
@@ -199,20 +265,22 @@ def _inverse(n: Floats) -> Floats:
 
 def _fit_contrasts(
     reference: _Reference,
-    slots: Ints,
-    season: Season,
+    seasons: Sequence[Season],
+    finest: Season,
     time_zone: str,
     delta: float,
-    floor_errors: float,
-    least_rows: int,
-    rates: tuple[Floats, Floats],
-) -> Calibration:
+    directed: Bools,
+) -> dict[str, Floats]:
     x, n, valid = reference.x, reference.n, reference.valid
     m = np.maximum(valid.sum(0), 1).astype(np.float64)
-    count = SLOTS[season]
-    mu = seasonal_means(x, n, valid, slots, count)
-    r = np.where(valid, x - mu[slots], 0)
-    used = min(count, len(np.unique(slots)))
+    mu, used = np.zeros((SLOTS[finest], x.shape[1])), np.ones(x.shape[1])
+    for season in dict.fromkeys(seasons):
+        mine = np.array([one == season for one in seasons])
+        slots = slots_of(season, reference.starts_ms, time_zone)
+        means = seasonal_means(x[:, mine], n[:, mine], valid[:, mine], slots, SLOTS[season])
+        mu[:, mine] = means[coarser_slots(finest, season)]
+        used[mine] = len(np.unique(slots))
+    r = np.where(valid, x - mu[slots_of(finest, reference.starts_ms, time_zone)], 0)
     tau2 = np.maximum(0, _mean(r**2 * (m / np.maximum(m - used, 1)) - _inverse(n), valid))
     z = r / np.sqrt(tau2 + _inverse(n))
     z0 = _mean(z**2, valid) + 1e-12
@@ -228,23 +296,34 @@ def _fit_contrasts(
     mean_rows = np.maximum(_mean(n, valid), 1)
     window_variance = tau2 + 1 / mean_rows
     se = np.sqrt(f * vr / (1 - rho) ** 2 * window_variance / m)
+    f = f * np.where(directed, upper_tail(e, e0, pairs), 1)
     innovation = vr * f * c
-    return Calibration(
-        season=season,
-        time_zone=time_zone,
-        windows=x.shape[0],
-        mu=mu,
-        tau2=tau2,
-        mean_rows=mean_rows,
-        rho=rho,
-        innovation=innovation,
-        marginal=f * c,
-        floor=np.maximum(delta, floor_errors * se),
-        gap=LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
-        rate=rates[0],
-        dispersion=rates[1],
-        least_rows=least_rows,
-    )
+    return {
+        "mu": mu,
+        "tau2": tau2,
+        "mean_rows": mean_rows,
+        "rho": rho,
+        "innovation": innovation,
+        "marginal": f * c,
+        "floor": np.maximum(
+            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, np.sqrt(tau2), 0)
+        ),
+        "gap": LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
+    }
+
+
+def coarser_slots(finest: Season, season: Season) -> Ints:
+    """Return the slot of `season` that each slot of a finer one lies in, shape (slots of the finer,)."""
+    slots = np.arange(SLOTS[finest])
+    if finest == season:
+        return slots
+    hour, weekend = slots % 24, slots // 24 >= (5 if finest == "hour of week" else 1)
+    match season:
+        case "hour":
+            return hour
+        case "hour and weekend":
+            return hour + 24 * weekend
+    return np.zeros_like(slots)
 
 
 def seasonal_means(x: Floats, n: Floats, valid: Bools, slots: Ints, count: int) -> Floats:
@@ -291,6 +370,21 @@ def long_run(e: Floats, e0: Floats) -> Floats:
         ratio = length * (means**2).mean(0) / e0
         f = np.maximum(f, np.where(ratio > 1 + 2 * np.sqrt(2 / blocks), ratio, 1))
     return f
+
+
+def upper_tail(e: Floats, e0: Floats, pairs: Bools) -> Floats:
+    """Return how much larger a variance of e must be called for its upper tail to be that of a normal, shape (K,).
+
+    The least s >= 1 with mean exp(lambda e / sqrt(e0)) <= exp(lambda² s / 2) at each lambda: the sub-Gaussian
+    variance proxy (Kahane 1960) of the reference itself. Latencies and gauges come in bursts, and one window of
+    these is many standard deviations out; contrasts of features are means of many rows and need none.
+    """
+    u = e / np.sqrt(e0)
+    proxy: Floats = np.ones_like(e0)
+    for size in LAMBDAS.tolist():
+        mean = _mean(np.exp(np.minimum(size * u, MOST_EXPONENT)), pairs)
+        proxy = np.maximum(proxy, 2 * np.log(np.maximum(mean, 1)) / size**2)
+    return proxy
 
 
 def choose_season(reference: _Reference, length_ms: int, time_zone: str) -> Season:

@@ -13,8 +13,9 @@ import numpy as np
 from msgspec import Struct
 
 from trimtab.detect.calibration import LAMBDAS, Calibration
-from trimtab.detect.contrasts import Contrasts, Floats, Measured
+from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import MOST, SIGNS, Detector, log_ratios
+from trimtab.detect.orthonormal import Floats
 
 BLOCK_WINDOWS = 24
 CHAINS = 32
@@ -71,7 +72,7 @@ def reference_innovations(
 ) -> Floats:
     """Return the innovations of reference windows as of windows of the mean size, shape (m - 1, K)."""
     x, n = np.stack([w.x for w in windows]), np.stack([w.n for w in windows])
-    valid = n >= calibration.least_rows
+    valid = np.stack([calibration.readable(row, at) for row, at in zip(n, starts_ms, strict=True)])
     slots = np.array([calibration.slot(start_ms) for start_ms in starts_ms])
     r = np.where(valid, x - calibration.mu[slots], 0)
     usual = np.sqrt(calibration.tau2 + 1 / calibration.mean_rows)
@@ -89,7 +90,7 @@ def _play(detector: Detector, innovations: Floats, seed: int) -> tuple[int, int]
     d = calibration.floor * (1 - calibration.rho)
     variance = (calibration.tau2 + 1 / calibration.mean_rows) * calibration.innovation
     m = np.zeros((CHAINS, d.size, SIGNS.size, LAMBDAS.size))
-    weights = detector.weights / (SIGNS.size * LAMBDAS.size)
+    weights = detector.by_sign / LAMBDAS.size
     begin = np.zeros(CHAINS, dtype=np.int64)
     alarms = 0
     for step in range(steps):
@@ -98,7 +99,7 @@ def _play(detector: Detector, innovations: Floats, seed: int) -> tuple[int, int]
             begin = rng.integers(0, innovations.shape[0] - block + 1, CHAINS)
         log = log_ratios(calibration, innovations[begin + at], d, variance, detector.cap)
         m = np.minimum((1 + m) * np.exp(log), MOST)
-        over = (m.sum((2, 3)) * weights).sum(1) >= detector.windows_per_alarm
+        over = (m.sum(3) * weights).sum((1, 2)) >= detector.windows_per_alarm
         alarms += int(over.sum())
         m[over] = 0
     return alarms, steps * CHAINS
@@ -116,7 +117,7 @@ def expected_delay(detector: Detector, theta: float, rows: float) -> Floats:
     # The gaps were set for the reference's mean size: in deviations of such windows.
     steps = c.gap / deviation[:, None]
     gain = (steps * z[:, None] - steps**2 / 2).max(1)
-    weight = detector.weights / (SIGNS.size * LAMBDAS.size)
+    weight = detector.by_sign.max(1) / LAMBDAS.size
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = np.log(detector.windows_per_alarm / weight)
         found: Floats = np.maximum(detector.min_windows, needed / gain)

@@ -1,60 +1,36 @@
-"""What the detector looks at: orthonormal contrasts of a window's bin counts, and rates of special bins.
+"""What the detector looks at: contrasts of a window's counts, and rates of rows, of all its sources.
 
-Both are linear in counts, so they are the same at every roll-up and for every split of the rows. They are
-fixed with the baseline (its bin shares), as cuts are, and say nothing about what variation is usual: that is
-`calibration`.
+Both are linear in counts, so they are the same at every roll-up and for every split of the rows (but for the
+volume, the logarithm of the rows). They are fixed with the baseline (its bin shares), as cuts are, and say
+nothing about what variation is usual: that is `calibration`.
 
 Notation
-    p[b]    share of bin b in the baseline, over a source's ordinary bins
-    u[b]    cumsum(p)[b] - p[b] / 2, the middle of bin b on the scale of ranks
-    H[b,k]  contrast k: E_p[h] = 0, Var_p[h] = 1
     x[k]    sum_b H[b,k] c[b] / n, c a window's counts and n their sum: what the detector follows
-A numeric source has up to 4 smooth contrasts, the orthogonal polynomials of 2u - 1 under p (Neyman 1937:
-location, spread, skew, tails; |x[1]| = .05 is about .051 standard deviations of a shifted Gaussian), and 8
-standardised indicators of the octiles (local spikes, default values). A category source has the standardised
-indicator of each category with p > .001, and one of the others together.
+What each source counts: `sources`; its contrasts H: `orthonormal`.
 """
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from trimtab.stats.aggregate import FeatureState, PaneState
-from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
+from trimtab.detect.observed import Observed
+from trimtab.detect.orthonormal import Floats
+from trimtab.detect.sources import Skipped, SourceContrasts, read, sources_of
+from trimtab.stats.cuts import ModelCuts
 
-Floats = npt.NDArray[np.float64]
-
-SMOOTH = 4
-OCTILES = 8
-LEAST_SHARE = 0.001
-"""A category below this share of the baseline has no contrast of its own."""
-SMOOTH_WEIGHT, LOCAL_WEIGHT, RATE_WEIGHT = 0.5, 0.25, 0.25
-CATEGORY_WEIGHT = 0.75
-SCORE_WEIGHT = 0.2
-"""Share of the whole weight that the model's answers (score, prediction) have together."""
-
-
-class SourceContrasts(Struct, frozen=True, kw_only=True):
-    """The contrasts and rates of one feature or output."""
-
-    name: str
-    """A feature's name; an output's as `output:score`."""
-    matrix: Floats
-    """H, shape (ordinary bins, contrasts)."""
-    labels: tuple[str, ...]
-    """What each contrast means, such as `location` or `category web`."""
-    weights: tuple[float, ...]
-    """Of each contrast; with the rates' weights they sum to 1, or less where a source has fewer kinds."""
-    rates: tuple[str, ...]
-    """Names of its rates: `missing`, `type_error`, `unseen`, `infinite`, `below_min`, `above_max`."""
-
-    @property
-    def size(self) -> int:
-        """How many contrasts."""
-        return int(self.matrix.shape[1])
+SHARES = {
+    "output": 0.2,
+    "segment": 0.2,
+    "latency": 0.05,
+    "resource": 0.05,
+    "volume": 0.05,
+    "rows": 0.05,
+}
+"""Parts of the whole weight that kinds of sources have together, where there are any; features have the rest."""
+_GROUPS = ("feature", "segment", "latency", "resource", "rows", "volume")
 
 
 class Measured(Struct, frozen=True):
@@ -65,38 +41,36 @@ class Measured(Struct, frozen=True):
     n: Floats
     """Rows that hold a value, per contrast, shape (K,)."""
     hits: Floats
-    """Rows of each rate's special bin, shape (R,)."""
+    """Rows that each rate counts, shape (R,)."""
     rows: Floats
     """Rows of each rate's source, shape (R,)."""
 
 
 class Contrasts(Struct, frozen=True):
-    """The contrasts of a model: its features in the contract's order, then its outputs."""
+    """The contrasts of a model: features in the contract's order, outputs, latency, gauges, rows, segments."""
 
     sources: tuple[SourceContrasts, ...]
+    skipped: tuple[Skipped, ...] = ()
+    """What would be a source and is none, such as a segment of too few rows."""
 
     @classmethod
     def of(
-        cls, cuts: ModelCuts, baseline: PaneState, bounded: Mapping[str, Sequence[str]] = {}
+        cls,
+        cuts: ModelCuts,
+        baseline: Observed,
+        bounded: Mapping[str, Sequence[str]] = {},
+        *,
+        windows: int = 1,
+        min_rows: int = 1,
     ) -> "Contrasts":
-        """Build them from the baseline's counts. `bounded` names the bounds a feature has: below_min, above_max.
+        """Build them from the baseline's counts, merged over `windows` windows.
 
-        A source without a value in the baseline has rates only.
+        `bounded` names the bounds a feature has (`bounds_of`). Latencies and segments of fewer than `min_rows` in
+        a usual window are skipped, and gauges of too few samples. A feature without a value in the baseline has
+        rates only.
         """
-        named = [
-            (name, feature, baseline.features.get(name)) for name, feature in cuts.feature.items()
-        ]
-        named += [
-            (f"output:{name}", output, baseline.outputs.get(name))
-            for name, output in cuts.output.items()
-        ]
-        return cls(
-            tuple(
-                _source(name, cut, state, bounded.get(name, ()))
-                for name, cut, state in named
-                if state is not None
-            )
-        )
+        sources, skipped = sources_of(cuts, baseline, bounded, max(windows, 1), min_rows)
+        return cls(tuple(sources), tuple(skipped))
 
     @property
     def contrast_names(self) -> list[tuple[str, str]]:
@@ -111,150 +85,90 @@ class Contrasts(Struct, frozen=True):
     def weights(self) -> tuple[Floats, Floats]:
         """Return the weights of contrasts, shape (K,), and rates, shape (R,); together they sum to 1 or less.
 
-        The model's answers have a fifth, the features share the rest evenly.
+        Each kind of source has its share (`SHARES`), the features the rest; sources of a kind share evenly.
         """
-        outputs = sum(s.name.startswith("output:") for s in self.sources)
-        features = len(self.sources) - outputs
-        whole = 1 - SCORE_WEIGHT if outputs and features else 1.0
-        each = {
-            True: (1 - whole if features else 1.0) / max(outputs, 1),
-            False: whole / max(features, 1),
-        }
+        kinds = [_share_kind(s) for s in self.sources]
+        count = Counter(kinds)
+        whole = {kind: SHARES[kind] for kind in count if kind in SHARES}
+        if "feature" in count:
+            whole["feature"] = 1 - sum(whole.values())
+        scale = sum(whole.values()) or 1.0
         contrasts: list[float] = []
         rates: list[float] = []
-        for source in self.sources:
-            share = each[source.name.startswith("output:")]
+        for source, kind in zip(self.sources, kinds, strict=True):
+            share = whole[kind] / scale / count[kind]
             contrasts += [share * w for w in source.weights]
-            rates += [share * RATE_WEIGHT / max(len(source.rates), 1)] * len(source.rates)
+            rates += [share * source.rate_weight / max(len(source.rates), 1)] * len(source.rates)
         return np.array(contrasts), np.array(rates)
 
-    def measure(self, state: PaneState, cuts: ModelCuts) -> Measured:
+    def sign_weights(self) -> Floats:
+        """Return the part of each contrast's weight that a rise and a fall have, shape (K, 2)."""
+        parts = [(1.0, 0.0) if s.directed else (0.5, 0.5) for s in self.sources for _ in s.labels]
+        return np.array(parts).reshape(-1, 2)
+
+    def directed(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts have evidence in their rise alone, shape (K,)."""
+        return np.array([s.directed for s in self.sources for _ in s.labels], dtype=np.bool_)
+
+    def more_windows(self) -> npt.NDArray[np.int64]:
+        """Return how many windows more than others a contrast needs for an alarm, shape (K,).
+
+        Latencies and gauges: a busy hour is two windows where it crosses their border.
+        """
+        more = {"latency": 1, "resource": 1}
+        return np.array([more.get(s.origin, 0) for s in self.sources for _ in s.labels], np.int64)
+
+    def least_rows(self, min_rows: int) -> Floats:
+        """Return the values that each contrast needs in a window to be read, shape (K,)."""
+        return np.array(
+            [
+                min_rows if s.least_rows is None else s.least_rows
+                for s in self.sources
+                for _ in s.labels
+            ],
+            dtype=np.float64,
+        )
+
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Return the group of each contrast, shape (K,): those of one group have one season.
+
+        Traffic and latencies often follow the hour where features do not.
+        """
+        return np.array([_group(s) for s in self.sources for _ in s.labels], dtype=np.int64)
+
+    def only_familiar(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts are read only at hours of the week that the reference has, shape (K,).
+
+        Nights of little traffic are often no reference windows; a night is no fall of the volume for that.
+        """
+        return np.array(
+            [s.origin == "volume" for s in self.sources for _ in s.labels], dtype=np.bool_
+        )
+
+    def measure(self, window: Observed, cuts: ModelCuts) -> Measured:
         """Read a window's counts. A source that the window lacks has no rows."""
         x: list[Floats] = []
         n: list[float] = []
         hits: list[int] = []
         rows: list[int] = []
         for source in self.sources:
-            is_output = source.name.startswith("output:")
-            name = source.name.removeprefix("output:")
-            found = (state.outputs if is_output else state.features).get(name)
-            cut = (cuts.output if is_output else cuts.feature)[name]
-            counts = np.zeros(source.matrix.shape[0])
-            if found is not None:
-                counts = ordinary(cut, found)
-            total = float(counts.sum())
-            # Bin after bin: the same sum on every machine, which a matrix product is not.
-            summed = np.add.reduce(counts[:, None] * source.matrix, axis=0)
-            x.append(summed / total if total else np.zeros(source.size))
-            n += [total] * source.size
-            hits += [0 if found is None else rate_count(cut, found, rate) for rate in source.rates]
-            rows += [0 if found is None else found.rows] * len(source.rates)
+            one = read(source, window, cuts)
+            x.append(one.x)
+            n += [one.n] * source.size
+            hits += one.hits
+            rows += [one.rows] * len(source.rates)
         return Measured(
             np.concatenate(x) if x else np.zeros(0),
-            np.array(n),
+            np.array(n, dtype=np.float64),
             np.array(hits, dtype=np.float64),
             np.array(rows, dtype=np.float64),
         )
 
 
-def ordinary(cut: Cuts, state: FeatureState) -> Floats:
-    """Return the counts that contrasts are made of: of all numbers' bins; of categories and `other`."""
-    counts = state.counts[:-SPECIAL_BINS]
-    if isinstance(cut, CategoryCuts):
-        counts = (*counts, state.counts[special_index(cut, "other")])
-    return np.array(counts, dtype=np.float64)
+def _share_kind(source: SourceContrasts) -> str:
+    return "segment" if source.segment is not None else source.origin
 
 
-def rate_count(cut: Cuts, state: FeatureState, rate: str) -> int:
-    """Return the rows that a rate counts."""
-    match rate:
-        case "below_min":
-            return state.below_min
-        case "above_max":
-            return state.above_max
-        case "infinite":
-            infinite = (
-                special_index(cut, "negative_infinity"),
-                special_index(cut, "positive_infinity"),
-            )
-            return sum(state.counts[place] for place in infinite)
-        case "missing":
-            return state.missing
-        case "type_error":
-            return state.type_errors
-        case "unseen":
-            return state.counts[special_index(cut, "unseen")]
-    raise ValueError(f"There is no rate {rate!r}.")
-
-
-def _source(name: str, cut: Cuts, state: FeatureState, bounds: Sequence[str]) -> SourceContrasts:
-    counts = ordinary(cut, state)
-    if isinstance(cut, CategoryCuts):
-        matrix, labels, weights = category_contrasts(counts, (*cut.categories, "other"))
-        rates: tuple[str, ...] = ("missing", "type_error", "unseen")
-    else:
-        matrix, labels, weights = numeric_contrasts(counts)
-        rates = ("missing", "type_error", "infinite", *bounds)
-    return SourceContrasts(name=name, matrix=matrix, labels=labels, weights=weights, rates=rates)
-
-
-def numeric_contrasts(counts: Floats) -> tuple[Floats, tuple[str, ...], tuple[float, ...]]:
-    """Return H, labels and weights for the bin counts of a number in the baseline, shape (B,)."""
-    total = counts.sum()
-    filled = int(np.count_nonzero(counts))
-    if filled < 2:
-        return np.zeros((counts.size, 0)), (), ()
-    p = counts / total
-    u = np.cumsum(p) - p / 2
-    smooth = _polynomials(p, 2 * u - 1, min(SMOOTH, filled - 1))
-    groups = min(OCTILES, filled)
-    group = np.minimum((u * groups).astype(np.int64), groups - 1)
-    local = [_indicator(p, group == g) for g in range(groups)]
-    labels = [f"octile {g + 1} of {groups}" for g in range(groups) if local[g] is not None]
-    columns = [column for column in local if column is not None]
-    names = ("location", "spread", "skew", "tails")[: smooth.shape[1]]
-    weights = [SMOOTH_WEIGHT / len(names)] * len(names)
-    weights += [LOCAL_WEIGHT / max(len(columns), 1)] * len(columns)
-    return np.column_stack([smooth, *columns]), (*names, *labels), tuple(weights)
-
-
-def category_contrasts(
-    counts: Floats, categories: Sequence[str]
-) -> tuple[Floats, tuple[str, ...], tuple[float, ...]]:
-    """Return H, labels and weights for the counts of categories in the baseline, shape (B,)."""
-    total = counts.sum()
-    if not total:
-        return np.zeros((counts.size, 0)), (), ()
-    p = counts / total
-    common = p > LEAST_SHARE
-    columns = [
-        (f"category {categories[b]}", _indicator(p, np.arange(p.size) == b))
-        for b in np.flatnonzero(common).tolist()
-    ]
-    if np.count_nonzero(~common):
-        rest = _indicator(p, ~common) if p[~common].sum() > LEAST_SHARE else None
-        columns.append(("rare categories", rest))
-    kept = [(label, column) for label, column in columns if column is not None]
-    matrix = np.column_stack([c for _, c in kept]) if kept else np.zeros((counts.size, 0))
-    weight = CATEGORY_WEIGHT / max(len(kept), 1)
-    return matrix, tuple(label for label, _ in kept), (weight,) * len(kept)
-
-
-def _polynomials(p: Floats, at: Floats, degree: int) -> Floats:
-    """Orthonormal polynomials 1 .. degree of `at` under the weights p (Gram-Schmidt, done twice)."""
-    basis = [np.ones_like(p)]
-    for power in range(1, degree + 1):
-        column = at**power
-        for _ in range(2):
-            for known in basis:
-                column = column - (p * column * known).sum() * known
-        basis.append(column / np.sqrt((p * column * column).sum()))
-    return np.column_stack(basis[1:]) if degree else np.zeros((p.size, 0))
-
-
-def _indicator(p: Floats, inside: npt.NDArray[np.bool_]) -> Floats | None:
-    """The standardised indicator of some bins; None where it is constant under p."""
-    share = float(p[inside].sum())
-    if not 0 < share < 1:
-        return None
-    return np.asarray((inside - share) / math.sqrt(share * (1 - share)), dtype=np.float64)
+def _group(source: SourceContrasts) -> int:
+    kind = _share_kind(source)
+    return _GROUPS.index("feature" if kind == "output" else kind)

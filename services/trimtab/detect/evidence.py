@@ -11,7 +11,8 @@ Notation
     e       r[t] - rho r[t-1], an innovation; d = floor (1 - rho), what it may be without a change
     l       g (± e - d - g/2) / v, the log-likelihood ratio of mean d + g against d, capped
     M       (1 + M) exp(l), per contrast, sign and gap g
-    total   sum of weight x mean of M over signs and gaps; an alarm when it reaches A
+    total   sum of weight x mean of M over signs and gaps; an alarm when it reaches A. Of a directed contrast the
+            rise has the whole weight, and the fall none: still a mean of M fixed beforehand
     C       max(0, C) + l, restarted where it was at most 0: the windows since then are a change's own (onset)
 Sources: statistics B3, B4.
 """
@@ -24,7 +25,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trimtab.detect.calibration import LAMBDAS, Calibration
-from trimtab.detect.contrasts import Contrasts, Floats, Measured
+from trimtab.detect.contrasts import Contrasts, Measured
+from trimtab.detect.orthonormal import Floats
 
 SIGNS = np.array([1.0, -1.0])
 RATE_STEPS = np.array([0.01, 0.03, 0.1, 0.3])
@@ -75,10 +77,31 @@ class Recursion(Struct, frozen=True):
         return replace(self, m=np.where(where, 0, self.m))
 
 
+class Moved(Struct, frozen=True, kw_only=True):
+    """One source that stands out."""
+
+    source: str
+    what: str
+    """The contrast or rate with most evidence, such as `location`, `category web` or `missing`."""
+    share: float
+    """Its part of the whole evidence."""
+    onset_ms: int
+    """Start of the window since when it has moved, by its strongest recursion."""
+    windows: int
+    """Windows since the onset."""
+    effect: float
+    """Mean residual since the onset, in standard deviations of a row; of a rate its share since the onset."""
+    error: float
+    """Two standard errors of `effect`."""
+    usual: float
+    """What `effect` is without a change: 0; of a rate its share in the reference."""
+
+
 class Muted(Struct, frozen=True):
     """A source with an open alarm: it has no weight until it is as it was, or has a new baseline."""
 
-    onset_ms: int
+    moved: Moved
+    """How it stood out when it alarmed."""
     residuals: Floats
     """Residuals of its contrasts over the last windows, shape (up to 24, its contrasts)."""
     rates: Floats
@@ -112,22 +135,28 @@ class State(Struct, frozen=True):
         )
 
 
-def cap(weights: Floats, windows_per_alarm: float, min_windows: int) -> float:
-    """Return the most that one window may add to a log-evidence, so that an alarm needs `min_windows` windows."""
-    if min_windows <= 1 or not weights.size:
+def cap(by_sign: Floats, windows_per_alarm: float, min_windows: int) -> float:
+    """Return the most that one window may add to a log-evidence, so that an alarm needs `min_windows` windows.
+
+    `by_sign` are the weights of contrasts and signs, shape (K, 2).
+    """
+    if min_windows <= 1 or not by_sign.any():
         return MOST_LOG
-    heaviest = float(weights.max()) / (SIGNS.size * LAMBDAS.size)
+    heaviest = float(by_sign.max()) / LAMBDAS.size
     return float(np.log(windows_per_alarm / heaviest)) / min_windows + 0.5
 
 
 def log_ratios(
-    calibration: Calibration, e: Floats, d: Floats, variance: Floats, most: float
+    calibration: Calibration, e: Floats, d: Floats, variance: Floats, most: Floats
 ) -> Floats:
-    """Return l of every contrast, sign and gap for innovations e, shape (..., K): shape (..., K, 2, 5)."""
+    """Return l of every contrast, sign and gap for innovations e, shape (..., K): shape (..., K, 2, 5).
+
+    `most` is the cap of each contrast, shape (K,).
+    """
     gap = calibration.gap[:, None, :]
     signed = e[..., None, None] * SIGNS[:, None]
     log: Floats = gap * (signed - d[..., None, None] - gap / 2) / variance[..., None, None]
-    return np.minimum(log, most)
+    return np.minimum(log, most[:, None, None])
 
 
 def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Floats:
@@ -138,26 +167,6 @@ def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Flo
     log: Floats = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
     tempered: Floats = log / calibration.dispersion[:, None]
     return tempered
-
-
-class Moved(Struct, frozen=True, kw_only=True):
-    """One source that stands out."""
-
-    source: str
-    what: str
-    """The contrast or rate with most evidence, such as `location`, `category web` or `missing`."""
-    share: float
-    """Its part of the whole evidence."""
-    onset_ms: int
-    """Start of the window since when it has moved, by its strongest recursion."""
-    windows: int
-    """Windows since the onset."""
-    effect: float
-    """Mean residual since the onset, in standard deviations of a row; of a rate its share since the onset."""
-    error: float
-    """Two standard errors of `effect`."""
-    usual: float
-    """What `effect` is without a change: 0; of a rate its share in the reference."""
 
 
 class Said(Struct, frozen=True, kw_only=True):
@@ -192,11 +201,26 @@ class Detector:
         self.length_ms = length_ms
         self.min_windows = min_windows
         self.weights, self.rate_weights = contrasts.weights()
-        self.cap = cap(self.weights, windows_per_alarm, min_windows)
+        self.by_sign = self.weights[:, None] * contrasts.sign_weights()
+        self.cap = self._caps()
         self.names = [source.name for source in contrasts.sources]
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)
         self.rate_source = np.array([place[s] for s, _ in contrasts.rate_names], dtype=np.int64)
+
+    def _caps(self) -> Floats:
+        """The cap of each contrast, shape (K,), by the heaviest of its group.
+
+        The volume is one contrast of much weight; its low cap would make all others slower.
+        """
+        groups = self.contrasts.groups()
+        more = self.contrasts.more_windows()
+        caps = np.zeros(groups.size)
+        for group in np.unique(groups):
+            mine = groups == group
+            least = self.min_windows + int(more[mine][0])
+            caps[mine] = cap(self.by_sign[mine], self.windows_per_alarm, least)
+        return caps
 
     def start(self) -> State:
         """Return the state before the first window."""
@@ -206,10 +230,10 @@ class Detector:
         """Return the state after a closed window, and what is said of it. Windows come in order."""
         calibration = self.calibration
         muted = np.array([name in state.muted for name in self.names], dtype=np.bool_)
-        read = window.n >= calibration.least_rows
+        read = calibration.readable(window.n, start_ms)
         residual = np.where(read, window.x - calibration.mu[calibration.slot(start_ms)], 0)
         state = self._counted(state, window, residual, read, start_ms, muted)
-        by_contrast = self.weights * state.contrasts.m.mean((1, 2)) * ~muted[self.source]
+        by_contrast = (self.by_sign * state.contrasts.m.mean(2)).sum(1) * ~muted[self.source]
         by_rate = self.rate_weights * state.rates.m.mean(1) * ~muted[self.rate_source]
         by_source = np.zeros(len(self.names))
         np.add.at(by_source, self.source, by_contrast)
@@ -309,7 +333,9 @@ class Detector:
         place, calibration = self.names.index(name), self.calibration
         mine, rates = self.source == place, self.rate_source == place
         error = 2 * self._standard_error(length)[mine]
-        near = np.abs(one.residuals.mean(0)) + error < RESOLVE_FLOORS * calibration.floor[mine]
+        off = one.residuals.mean(0)
+        off = np.where(self.by_sign[mine, 1] > 0, np.abs(off), off)
+        near = off + error < RESOLVE_FLOORS * calibration.floor[mine]
         hits, rows = one.rates.sum(0)
         share = hits / np.maximum(rows, 1)
         spread = np.sqrt(share * (1 - share) * calibration.dispersion[rates] / np.maximum(rows, 1))
@@ -342,7 +368,10 @@ class Detector:
             at = int(rates.argmax())
             label = self.contrasts.rate_names[at][1]
             bank, usual = state.rates, float(self.calibration.rate[at])
-        top = np.unravel_index(int(bank.m[at].argmax()), bank.m[at].shape)
+        evidence = bank.m[at]
+        if best >= best_rate:
+            evidence = np.where(self.by_sign[at][:, None] > 0, evidence, -1)
+        top = np.unravel_index(int(evidence.argmax()), evidence.shape)
         windows = max(int(bank.length[at][top]), 1)
         effect = float(bank.sum[at][top]) / windows
         error = 0.0
@@ -365,9 +394,11 @@ class Detector:
         for one in moved:
             place = self.names.index(one.source)
             muted[one.source] = Muted(
-                one.onset_ms,
+                one,
                 np.zeros((0, int((self.source == place).sum()))),
                 np.zeros((0, 2, int((self.rate_source == place).sum()))),
             )
         empty = self.start()
-        return replace(state, contrasts=empty.contrasts, rates=empty.rates, muted=muted)
+        return replace(
+            state, contrasts=empty.contrasts, rates=empty.rates, muted=dict(sorted(muted.items()))
+        )

@@ -7,14 +7,16 @@ Volume alone is no such judgement: a model that nothing has judged is not green.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline
+from trimtab.detect.drift import Watched, Watching, is_detectors, watch
 from trimtab.detect.figures import Figures, Labelled, figures
+from trimtab.detect.observed import Observed
 from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState, ResourceState
@@ -33,6 +35,14 @@ _KIND_ORDER = (
     Kind.VOLUME,
 )
 """Which of two equally bad findings gives the verdict its kind: a broken feed explains the rest."""
+
+
+class Carried(Struct, frozen=True, kw_only=True):
+    """What the detector said in an earlier revision, where its state before the window is no longer there."""
+
+    prior: Json
+    tree: Figures
+    findings: tuple[Finding, ...]
 
 
 class WindowInputs(Struct, frozen=True, kw_only=True):
@@ -57,7 +67,11 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     """The time to wait for this window's labels has run out (`labels.judge_after`)."""
     prior: Sequence[PriorWindow] = ()
     """Rule memory: the latest verdicts of earlier windows, oldest first."""
-    detector_state: Json = field(default_factory=dict)
+    detector: Watching | Carried | None = None
+    no_detector: str = ""
+    """Why there is none, where the baseline is complete."""
+    segments: Mapping[str, PaneState] = {}
+    """Counts of the segments that the detector looks at."""
     offsets: Sequence[tuple[str, int, int, int]] = ()
     panes: int = 0
     lost: int = 0
@@ -67,23 +81,43 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     changed: str | None = None
 
 
-class Detector(Protocol):
-    """The seat of the self-calibrating detector; none is installed yet.
+def observed(inputs: WindowInputs) -> Observed | None:
+    """Return what the detector looks at of a window; None where it may not look.
 
-    It keeps its state as JSON. A state is a function of the windows before, so that a late row replays
-    from the snapshot in an earlier verdict's evidence. Its findings have `rule=None`.
+    Of a window that lost messages, may get more rows, has another length or was counted under other cuts, it
+    learns nothing.
     """
+    watching, state = inputs.detector, inputs.state
+    if (
+        not isinstance(watching, Watching)
+        or state is None
+        or state.cuts_id != watching.cuts.cuts_id
+    ):
+        return None
+    if inputs.stalled is not None or inputs.lost or not state.rows:
+        return None
+    if inputs.window_end_ms - inputs.window_start_ms != watching.detector.length_ms:
+        return None
+    answers = inputs.by_version.get(inputs.judged_version or "")
+    return Observed(state=state, resources=inputs.resources, segments=inputs.segments).with_answers(
+        {} if answers is None else answers.outputs
+    )
 
-    def update(self, state: Json, window: WindowInputs) -> tuple[Json, list[Finding]]:
-        """Return the state after this window, and what it says about it."""
-        ...
+
+def watched(inputs: WindowInputs) -> Watched | None:
+    """Ask the detector; None where it has nothing to say of this window."""
+    window = observed(inputs)
+    if window is None or not isinstance(inputs.detector, Watching):
+        return None
+    return watch(inputs.detector, window, inputs.window_start_ms)
 
 
 def evaluate(
-    inputs: WindowInputs, detector: Detector | None = None, compared: Figures | None = None
+    inputs: WindowInputs, compared: Figures | None = None, said: Watched | None = None
 ) -> Verdict:
-    """Return the verdict of a window. `compared` may bring known `figures.comparisons` of its state.
+    """Return the verdict of a window.
 
+    `compared` may bring known `figures.comparisons` of its state, `said` what `watched` gave.
     Raises ContractError for a rule that cannot be read, IncompatibleCuts for states under other cuts.
     """
     contract = inputs.contract
@@ -113,10 +147,15 @@ def evaluate(
         )
     else:
         findings += [_unjudged(rule.text, rule, inputs) for rule in rules_of(contract)]
-    detector_state: Json = inputs.detector_state
-    if detector is not None:
-        detector_state, said = detector.update(inputs.detector_state, inputs)
-        findings += said
+    said = said or watched(inputs)
+    if isinstance(inputs.detector, Carried):
+        findings += inputs.detector.findings
+        tree["detector"] = inputs.detector.tree
+    elif said is not None:
+        findings += said.findings
+        tree["detector"] = said.tree
+    else:
+        tree["detector"] = {"id": None, "reason": _no_detector(inputs)}
     worst = overall(findings, inputs)
     return Verdict(
         model=contract.name,
@@ -137,7 +176,7 @@ def evaluate(
             code_version=inputs.code_version,
             offsets=list(inputs.offsets),
             panes=inputs.panes,
-            prior=_prior(inputs, detector_state),
+            prior=_prior(inputs),
         ),
         changed=inputs.changed,
     )
@@ -180,7 +219,8 @@ def input_digest(inputs: WindowInputs) -> str:
         },
         "resources": _sha(inputs.resources.to_bytes()),
         "cuts": inputs.cuts.cuts_id if inputs.cuts else None,
-        "prior": _prior(inputs, inputs.detector_state),
+        "prior": _prior(inputs),
+        "segments": {name: _sha(s.to_bytes()) for name, s in sorted(inputs.segments.items())},
         "lost": inputs.lost,
         "stalled": inputs.stalled,
     }
@@ -191,7 +231,7 @@ def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _prior(inputs: WindowInputs, detector_state: Json) -> Json:
+def _prior(inputs: WindowInputs) -> Json:
     baseline = inputs.baseline
     said: Json = {
         "judged_version": inputs.judged_version,
@@ -199,7 +239,21 @@ def _prior(inputs: WindowInputs, detector_state: Json) -> Json:
         "baseline": [baseline.id, baseline.windows, baseline.wanted] if baseline else None,
         "windows": msgspec.to_builtins(list(inputs.prior)),
     }
-    return {**said, "detector": detector_state} if detector_state else said
+    detector = inputs.detector
+    if isinstance(detector, Carried):
+        return {**said, "detector": detector.prior}
+    if detector is not None:
+        return {**said, "detector": detector_prior(detector)}
+    return {**said, "no_detector": inputs.no_detector} if inputs.no_detector else said
+
+
+def detector_prior(watching: Watching) -> Json:
+    """Return what evidence keeps of a detector: enough to ask it again while its state is kept."""
+    return {
+        "id": watching.id,
+        "windows_per_alarm": watching.detector.windows_per_alarm,
+        "before": watching.before,
+    }
 
 
 # --- findings that need no rule ---------------------------------------------------------------------
@@ -244,8 +298,16 @@ def _calibrating(inputs: WindowInputs) -> str | None:
     return None if inputs.baseline.complete else inputs.baseline.progress
 
 
+def _no_detector(inputs: WindowInputs) -> str:
+    if inputs.detector is not None:
+        return "it learns nothing of this window"
+    return inputs.no_detector or _calibrating(inputs) or "none is fitted"
+
+
 def _calibration(inputs: WindowInputs) -> list[Finding]:
     progress = _calibrating(inputs)
+    if progress is None and inputs.no_detector.startswith("calibrating"):
+        progress = inputs.no_detector
     if progress is None:
         return []
     return [
@@ -307,12 +369,15 @@ def summary(worst: Finding, findings: Sequence[Finding], rows: int) -> str:
     """Return one plain sentence about the window."""
     if worst.outcome is Outcome.OK:
         if worst.reason is Reason.NOT_APPLICABLE:
-            return f"{rows} rows came; no rule is set and no detector is installed to judge them."
+            return f"{rows} rows came; no rule is set and no detector is fitted to judge them."
         judged = sum(f.rule is not None and flag_of(f) is not None for f in findings)
         rules = "the rule is" if judged == 1 else f"all {judged} rules are"
+        parts = [f"{rules} within limits"] if judged else []
+        if any(is_detectors(f) for f in findings):
+            parts.append("the detector sees no change")
         waiting = sum(f.reason in _WAITING for f in findings)
         rest = f"; {waiting} more cannot be told yet" if waiting else ""
-        return f"Over {rows} rows {rules} within limits{rest}."
+        return f"Over {rows} rows {' and '.join(parts)}{rest}."
     if worst.outcome is Outcome.CANNOT_TELL:
         return f"Cannot tell ({worst.reason}): {worst.detail or worst.figure}."
     others = sum(f.outcome is worst.outcome for f in findings) - 1

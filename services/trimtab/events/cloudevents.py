@@ -344,6 +344,12 @@ def batch_rows(batch: InferenceBatch) -> list[Inference]:
         row["attributes"] = {name: column[index] for name, column in batch.attributes.items()}
         if batch.scores is not None:
             row["scores"] = {name: column[index] for name, column in batch.scores.items()}
+        if batch.attributions is not None:
+            row["attributions"] = {
+                name: value
+                for name, column in batch.attributions.items()
+                if (value := column[index]) is not None
+            }
         rows.append(Inference(**fixed, **row))
     return rows
 

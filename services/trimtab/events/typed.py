@@ -44,10 +44,13 @@ class TypedInferenceDecoder:
     not fit (another model, a feature of the wrong type, an undeclared feature) gives None: read it with
     `cloudevents.decode`, which accepts any scalar, and count there what does not fit. Undeclared
     features named in `also` are tolerated (fields x0, x1, …; UNSET when absent), so that a producer
-    that always sends one more column does not take the slow way.
+    that always sends one more column does not take the slow way. Where the contract watches attributions,
+    `attributions` is a Struct too, whose first fields are those of `attributed`, NaN when absent.
 
     Attributes:
         numbers, categories: the contract's features of either kind, in its order.
+        attributed: those whose attributions are watched.
+        no_attributions: what stands for the attributions of a row without any; None where none are watched.
         category_fields: the names of the categories' fields in the result's `features`, whose fields
             are the numbers, then the categories, then those of `also`.
 
@@ -59,6 +62,9 @@ class TypedInferenceDecoder:
         self.categories = tuple(n for n, f in contract.features.items() if f.kind != "number")
         self.category_fields = tuple(f"c{index}" for index in range(len(self.categories)))
         self.also = tuple(name for name in also if name not in contract.features)
+        self.attributed = contract.attributed
+        self.no_attributions: Any = None
+        self._unattributed = tuple(n for n in contract.features if n not in self.attributed)
         row, batch = self._typed(batch=False), self._typed(batch=True)
         self._row = row
         self._decode_row = msgspec.json.Decoder(row).decode
@@ -202,16 +208,36 @@ class TypedInferenceDecoder:
         features = defstruct(
             "Features", spec, rename=names, forbid_unknown_fields=True, frozen=True, gc=False
         )
+        fields: list[Any] = [
+            ("model", Literal[self.model]),
+            ("features", features, field(default_factory=features)),
+        ]
+        if self.attributed:
+            attributions = self._typed_attributions(batch=batch)
+            fields.append(("attributions", attributions | None, None))
+            if not batch:
+                self.no_attributions = attributions()
         return defstruct(
             f"Typed{base.__name__}",
-            [
-                ("model", Literal[self.model]),
-                ("features", features, field(default_factory=features)),
-            ],
+            fields,
             bases=(base,),
             kw_only=True,
             frozen=True,
             gc=False,  # trees of values: the collector finds nothing in them
+        )
+
+    def _typed_attributions(self, *, batch: bool) -> Any:
+        """Return the Struct of attributions: the watched ones, then others that features may have."""
+        kind: Any = list[float | None] | UnsetType if batch else float
+        default: Any = UNSET if batch else math.nan
+        names = (*self.attributed, *self._unattributed, *self.also)
+        return defstruct(
+            "Attributions",
+            [(f"a{index}", kind, default) for index in range(len(names))],
+            rename={f"a{index}": name for index, name in enumerate(names)},
+            forbid_unknown_fields=True,
+            frozen=True,
+            gc=False,
         )
 
 

@@ -78,6 +78,7 @@ class Inference(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Values of segment attributes that are not features."""
     embedding: list[float] | None = None
     attributions: dict[str, float] | None = None
+    """Feature name to its share in the answer."""
     input_ref: str | None = None
     """URI of the raw image, text or audio, which itself never enters Kafka."""
     arm: Arm | None = None
@@ -113,6 +114,7 @@ class InferenceBatch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     served_by: list[Arm | None] | None = None
     traffic_revision: list[Int64 | None] | None = None
     sample_rate: Share = 1.0
+    attributions: dict[str, list[float | None]] | None = None
 
 
 class Label(Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -106,7 +106,7 @@ def workers_of(settings: Settings, store: Store, owner: str, stop: threading.Eve
         return made.tick, made.stop
 
     def evaluator() -> tuple[Callable[[int], int], Callable[[], None]]:
-        made = Evaluator(store, owner, lease_s=lease_s)
+        made = Evaluator(store, owner, lease_s=lease_s, fleet=settings.alarms.false_alarms)
         return lambda now_ms: made.tick(now_ms) or made.behind, made.close
 
     def housekeeping() -> tuple[Callable[[int], int], Callable[[], None]]:

@@ -58,7 +58,11 @@ def _numbers(view: ModelView, batch: ArrowBatch) -> tuple[Floats, Mask | None]:
     """Return (numbers, which of the NaN are values of another kind or None for none), shape (k, n)."""
     numbers = np.full((len(view.numbers), batch.rows), np.nan)
     errors: Mask | None = None
-    for row, name in enumerate(view.numbers):
+    features = len(view.numbers) - len(view.attributed)
+    for row, name in enumerate(view.attributed, features):
+        if name in batch.attributions:
+            numbers[row] = batch.attributions[name].floats
+    for row, name in enumerate(view.numbers[:features]):
         column = batch.features.get(name)
         if column is None:
             continue

@@ -31,15 +31,21 @@ def single_block(view: ModelView, index: Ints, events: list[Any], *, typed: bool
     n = len(events)
     ids = [e.id for e in events]
     given = [e.features for e in events]
+    features = view.numbers[: len(view.numbers) - len(view.attributed)]
     if typed:
-        numbers, errors = _typed_numbers(len(view.numbers), given), None
+        numbers, errors = _typed_numbers(len(features), given), None
         categories = {
             name: Coded.of_keys([getattr(f, field) for f in given])
             for name, field in zip(view.categories, view.decoder.category_fields, strict=True)
         }
     else:
-        numbers, errors = _matrix([[f.get(name) for f in given] for name in view.numbers], n)
+        numbers, errors = _matrix([[f.get(name) for f in given] for name in features], n)
         categories = {name: Coded.of_keys([f.get(name) for f in given]) for name in view.categories}
+    if view.attributed:
+        found = [e.attributions for e in events]
+        numbers, errors = _with_attributions(
+            numbers, errors, _attributions(view, found, typed=typed)
+        )
     revisions = [e.traffic_revision for e in events]
     arms = [e.arm for e in events]
     return Rows(
@@ -74,9 +80,9 @@ def batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Row
     """Return the rows of a columnar JSON batch that came as one record."""
     n = event.rows
     nothing: list[Any] = [None] * n
+    k = len(view.numbers) - len(view.attributed)
     if typed:
         lists = msgspec.structs.astuple(event.features)
-        k = len(view.numbers)
         numbers = _number_columns(lists[:k], n)
         errors = None
         categories = {
@@ -85,8 +91,12 @@ def batch_block(view: ModelView, record: int, event: Any, *, typed: bool) -> Row
         }
     else:
         given = event.features
-        numbers, errors = _matrix([given.get(name, nothing) for name in view.numbers], n)
+        numbers, errors = _matrix([given.get(name, nothing) for name in view.numbers[:k]], n)
         categories = {name: Coded.of_keys(given.get(name, nothing)) for name in view.categories}
+    if view.attributed:
+        numbers, errors = _with_attributions(
+            numbers, errors, _batch_attributions(view, event.attributions, n, typed=typed)
+        )
     if event.ids:
         ids, within, hashes = object_array(event.ids), np.full(n, WHOLE), id_hashes(event.ids)
     else:
@@ -158,6 +168,31 @@ def _number_columns(columns: Sequence[list[float | None] | UnsetType], n: int) -
             if column is not UNSET:
                 row[:] = floats(column)
         return numbers
+
+
+def _attributions(view: ModelView, given: Sequence[Any | None], *, typed: bool) -> Floats:
+    """Return the attributions of single inferences, shape (attributed, n); NaN where there is none."""
+    if typed:
+        nothing = view.decoder.no_attributions
+        return _typed_numbers(len(view.attributed), [one or nothing for one in given])
+    columns = [[one.get(name) if one else None for one in given] for name in view.attributed]
+    return np.array([floats(column) for column in columns])
+
+
+def _batch_attributions(view: ModelView, given: Any | None, n: int, *, typed: bool) -> Floats:
+    """Return what `_attributions` gives for the rows of these columns."""
+    if given is None:
+        return np.full((len(view.attributed), n), np.nan)
+    if typed:
+        return _number_columns(msgspec.structs.astuple(given)[: len(view.attributed)], n)
+    return _number_columns([given.get(name, UNSET) for name in view.attributed], n)
+
+
+def _with_attributions(numbers: Floats, errors: Any, attributions: Floats) -> tuple[Floats, Any]:
+    """Return numbers and errors with the attributions as further rows; no attribution is an error."""
+    if errors is not None:
+        errors = np.concatenate([errors, np.zeros(attributions.shape, np.bool_)])
+    return np.concatenate([numbers, attributions]), errors
 
 
 def _matrix(columns: Sequence[Sequence[Any]], n: int) -> tuple[Floats, Any]:

@@ -136,7 +136,7 @@ def rule_masks(view: ModelView, cuts: ModelCuts | None, rows: Rows) -> dict[str,
 
 
 def _request_rules(view: ModelView, cuts: ModelCuts | None, rows: Rows, add: Any) -> None:
-    features, errors = view.contract.features, rows.number_errors
+    features, errors = view.watched, rows.number_errors
     if errors is not None:
         add(abnormal.TYPE_ERROR, errors.any(axis=0))
     for place, (name, values) in enumerate(zip(rows.number_names, rows.numbers, strict=True)):
@@ -231,7 +231,7 @@ def count_rows(
 def _state(
     view: ModelView, cuts: ModelCuts, rows: Rows, masks: Mapping[str, Mask], index: Any
 ) -> PaneState:
-    features, errors = view.contract.features, rows.number_errors
+    features, errors = view.watched, rows.number_errors
     numbers = rows.numbers[:, index]
     numeric = {
         name: Column(

@@ -19,16 +19,30 @@ from trimtab import logs
 from trimtab.alerts.lifecycle import AlertChange, condition_of, next_alerts
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import usable
+from trimtab.detect.budget import FLEET, Budget, budget_of, parse_budget, sharing_of
+from trimtab.detect.calibration import FULL_WINDOWS
+from trimtab.detect.drift import Watched, Watching, says_the_same
+from trimtab.detect.evidence import State
+from trimtab.detect.observed import Observed
 from trimtab.detect.rules import flag_of, longest_memory, rules_of
 from trimtab.detect.series import close_windows, coalesce_ms
-from trimtab.detect.verdict import Detector, WindowInputs, encode, evaluate, input_digest
+from trimtab.detect.verdict import (
+    WindowInputs,
+    detector_prior,
+    encode,
+    evaluate,
+    input_digest,
+    watched,
+)
 from trimtab.errors import ConflictError, TrimtabError
 from trimtab.events.types import ALERT_TYPE, VERDICT_TYPE
+from trimtab.monitor.fits import Fits, Wanted, recipe_of
 from trimtab.monitor.quiet import Quiet, closed_to
 from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
-from trimtab.stats.aggregate import PaneState
 from trimtab.store import alerts, baselines
+from trimtab.store.baselines import detector_baseline_id
+from trimtab.store.detectors import add_detector, has_detector, save_states
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
@@ -47,13 +61,15 @@ from trimtab.store.verdicts import (
     windows_ending,
 )
 from trimtab.store.watermarks import watermark_of
-from trimtab.store.window_state import WindowState
+from trimtab.store.window_state import WindowState, segment_states
 from trimtab.windows.panes import start_of
 from trimtab.windows.watermark import Watermark
 
 LEASE = "evaluator"
 WINDOWS_PER_TICK = 64
 """Per model: a backlog is worked off in transactions of this size, so that other models get their turn."""
+GROW_EVERY_WINDOWS = 24
+"""A provisional baseline that could not be made whole is tried again after so many windows."""
 LOOKS_PER_TICK = 200
 """Models looked at, beside those that have nothing: a tick ends long before its lease does, in a fleet too."""
 
@@ -64,7 +80,8 @@ class _Judged(Struct, frozen=True):
     """One verdict that is about to be written."""
 
     verdict: Verdict
-    state: PaneState | None
+    counts: Observed | None
+    """None where they are not all under one set of cuts."""
     gather: bool
     """Whether its counts go into the baseline from traffic."""
 
@@ -80,6 +97,8 @@ class _Plan(Struct):
     """End of the window that would be judged next."""
     again_ms: int | None
     """When the first of the revisions that wait may be judged."""
+    states: dict[tuple[int, int], tuple[State, str]]
+    """The detector's states after windows, and their digests, by (detector, window start)."""
 
 
 class Evaluator:
@@ -91,18 +110,26 @@ class Evaluator:
         owner: str,
         *,
         lease_s: float = 30.0,
-        detector: Detector | None = None,
+        fleet: str = FLEET,
+        fit_wait_s: float = 0.5,
         before_commit: Callable[[str], None] | None = None,
         skip_quiet: bool = True,
     ) -> None:
         """`owner` names this process; `before_commit(model)` is called inside each transaction, last.
 
+        `fleet` is the budget of false alarms of all models that state none. A tick waits `fit_wait_s` for a
+        detector that is being fitted; its model's new windows wait until it is there.
         Without `skip_quiet` every model is looked at in every tick, which writes the same verdicts.
         """
         self._store = store
         self._owner = owner
         self._hold_ms = round(lease_s * 1000)
-        self._detector = detector
+        self._fleet = parse_budget(fleet)
+        self._fits = Fits(store)
+        self._fit_wait_s = fit_wait_s
+        self._sharing = 0
+        self._grown_to_ms: dict[str, int] = {}
+        """Up to where a provisional baseline was last tried to be made whole."""
         self._before_commit = before_commit or (lambda _model: None)
         self._lease: Lease | None = None
         self._contracts = CurrentContracts(store)
@@ -122,6 +149,7 @@ class Evaluator:
         for model in self._contracts.refresh():
             self._readers.pop(model, None)
             self.failures.pop(model, None)
+        self._sharing = sharing_of(row.contract for row in self._contracts.rows.values())
         if self._quiet is not None:
             with self._store.read() as connection:
                 self._quiet.look(connection)
@@ -163,6 +191,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Give the lease back."""
+        self._fits.close()
         if self._lease is not None:
             release(self._store, self._lease)
             self._lease = None
@@ -191,16 +220,70 @@ class Evaluator:
 
     def _evaluate(self, model: str, row: ContractRow, lease: Lease, now_ms: int) -> int:
         reader = self._reader(row)
+        if not self._has_detector(row, lease, now_ms):
+            self.behind = True
         with self._store.read() as connection:
             plan = self._plan(connection, reader, now_ms)
         self._note(row, plan)
         if plan is None or not plan.changed:
             return 0
         try:
-            return self._write(model, row.contract, plan, lease, now_ms)
+            written = self._write(model, row.contract, plan, lease, now_ms)
         except BaseException:
             reader.forget()
             raise
+        self._grow(reader, plan.progress.evaluated_to_ms, lease, now_ms)
+        return written
+
+    def _grow(self, reader: ModelReader, to_ms: int, lease: Lease, now_ms: int) -> None:
+        """Make a whole baseline of a provisional one, once enough windows have come since its change."""
+        row, contract = reader.detector, reader.contract
+        if row is None or row.fitted is None or not row.fitted.inherited or reader.has_open(row.id):
+            return
+        model, length_ms = contract.name, contract.windows.length_ms
+        from_ms = reader.provisional_from_ms
+        tried_ms = self._grown_to_ms.get(model, 0)
+        if from_ms is None or to_ms < max(
+            from_ms + FULL_WINDOWS * length_ms, tried_ms + GROW_EVERY_WINDOWS * length_ms
+        ):
+            return
+        self._grown_to_ms[model] = to_ms
+        try:
+            baselines.rebase(
+                self._store,
+                model,
+                from_ms,
+                to_ms,
+                f"grown:{row.baseline_id}",
+                now_ms,
+                version=reader.champion,
+                least_windows=FULL_WINDOWS,
+                fence=lambda connection: check(connection, lease),
+            )
+        except TrimtabError as error:
+            if isinstance(error, ConflictError):
+                raise
+            log.info("baseline_not_grown", model=model, reason=str(error))
+
+    def _budget(self, contract: Contract) -> Budget:
+        return budget_of(contract, self._fleet, self._sharing)
+
+    def _has_detector(self, row: ContractRow, lease: Lease, now_ms: int) -> bool:
+        """Whether the active baseline's detector is made, or needs none; has it made where it is not."""
+        model, contract = row.contract.name, row.contract
+        budget, recipe = self._budget(contract), recipe_of(contract)
+        with self._store.read() as connection:
+            baseline_id = detector_baseline_id(connection, model)
+            if baseline_id is None or has_detector(connection, model, baseline_id, recipe):
+                return True
+        wanted = Wanted(model, baseline_id, recipe)
+        made = self._fits.ask(wanted, contract, budget, self._fit_wait_s)
+        if made is None:
+            return False
+        with self._store.write() as connection:
+            check(connection, lease)
+            add_detector(connection, model, baseline_id, recipe, made, now_ms)
+        return True
 
     def _note(self, row: ContractRow, plan: _Plan | None) -> None:
         if self._quiet is None:
@@ -241,9 +324,12 @@ class Evaluator:
                 *(start_ms for start_ms in due if not _has_labels(reader, connection, start_ms)),
             }
         reader.begin(connection)
+        fitted = reader.look_for_detector(connection, recipe_of(contract), self._budget(contract))
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending, again_ms = self._revise(connection, reader, changed, mark, now_ms)
-        closed_to_ms = closed_to(contract, mark, done_ms, rows, now_ms)
+        closed_to_ms = closed_to(contract, mark, done_ms, rows, now_ms) if fitted else done_ms
+        if not fitted:  # new windows wait for their detector
+            again_ms = now_ms
         evaluated_to_ms, empty_windows = done_ms, progress.empty_windows
         judged: list[_Judged] = []
         if closed_to_ms >= from_ms:
@@ -279,7 +365,16 @@ class Evaluator:
         )
         moved = msgspec.structs.replace(after, due_to_ms=progress.due_to_ms) != progress
         changed_any = moved or bool(judged or revised or due)
-        return _Plan([*revised, *judged], after, changed_any, mark, from_ms + length_ms, again_ms)
+        states = dict(reader.states)
+        return _Plan(
+            [*revised, *judged],
+            after,
+            changed_any or bool(states),
+            mark,
+            from_ms + length_ms,
+            again_ms,
+            states,
+        )
 
     def _judge_new(
         self,
@@ -300,19 +395,19 @@ class Evaluator:
             one = self._judge(connection, reader, start_ms, end_ms, mark, now_ms)
             if one is None:
                 continue
-            verdict, state = one
+            verdict, counts = one
             if (
                 not reader.gathering
                 or end_ms - start_ms != length_ms
                 or _stalled(mark, verdict.window_end_ms) is not None
-                or state is None
-                or not usable(state, min_rows)
-                or not reader.same_cuts(state)
+                or counts is None
+                or not usable(counts.state, min_rows)
+                or not reader.same_cuts(counts.state)
             ):
-                judged.append(_Judged(verdict, state, gather=False))
+                judged.append(_Judged(verdict, counts, gather=False))
                 continue
-            judged.append(_Judged(verdict, state, gather=True))
-            if reader.gather(state) >= reader.contract.reference.windows:
+            judged.append(_Judged(verdict, counts, gather=True))
+            if reader.gather(counts.state) >= reader.contract.reference.windows:
                 return judged, end_ms
         return judged, None
 
@@ -355,6 +450,10 @@ class Evaluator:
                 continue
             looked_at += 1
             one = self._judge(connection, reader, start_ms, end_ms, mark, now_ms, again=True)
+            for follower in reader.moved_states(connection, start_ms):
+                if follower not in queued:
+                    queued.add(follower)
+                    heapq.heappush(queue, follower)
             if one is None:
                 continue
             revised.append(_Judged(one[0], one[1], gather=False))
@@ -377,7 +476,7 @@ class Evaluator:
         now_ms: int,
         *,
         again: bool = False,
-    ) -> tuple[Verdict, PaneState | None] | None:
+    ) -> tuple[Verdict, Observed | None] | None:
         """Return the window's new verdict, which is remembered; None when its evidence is what it was.
 
         With its counts, where all are under one set of cuts.
@@ -390,9 +489,20 @@ class Evaluator:
             return None
         if read.coarser is not None or (head is not None and _has_less(inputs, read, head)):
             return None  # its counts are past retention: what was judged of them stays
-        verdict = evaluate(inputs, self._detector, reader.compared(inputs, read))
+        said = watched(inputs)
+        if said is not None and isinstance(inputs.detector, Watching):
+            reader.keep_state(inputs.detector.id, start_ms, said.after)
+        if head is not None and _only_replayed(inputs, said, head):
+            return None  # people would read the same
+        verdict = evaluate(inputs, reader.compared(inputs, read), said)
         reader.remember(head_of(encode(verdict), now_ms))
-        return verdict, None if read.other_cuts_rows else read.state
+        if read.state is None or read.other_cuts_rows:
+            return verdict, None
+        segments = inputs.segments
+        if reader.gathering and read.cuts_id is not None:
+            segments = segment_states(connection, inputs.contract, start_ms, end_ms, read.cuts_id)
+        counts = Observed(state=read.state, resources=inputs.resources, segments=segments)
+        return verdict, counts
 
     # --- writing ------------------------------------------------------------------------------------
 
@@ -409,9 +519,9 @@ class Evaluator:
                 _publish_verdict(connection, verdict, verdict_id, now_ms)
                 _apply_alerts(connection, contract, verdict, verdict_id, now_ms)
             windows = [
-                (j.verdict.window_start_ms, j.state)
+                (j.verdict.window_start_ms, j.counts)
                 for j in plan.judged
-                if j.gather and j.state is not None
+                if j.gather and j.counts is not None
             ]
             if windows:
                 baselines.extend_draft(
@@ -422,6 +532,10 @@ class Evaluator:
                     contract.windows.length_ms,
                     now_ms,
                 )
+            if plan.states:
+                to_ms = plan.progress.evaluated_to_ms
+                reach_ms = contract.windows.lateness_ms + contract.windows.length_ms
+                save_states(connection, model, plan.states, to_ms - reach_ms)
             save_progress(connection, model, plan.progress, now_ms)
             self._before_commit(model)
         return written
@@ -474,6 +588,20 @@ def _has_less(inputs: WindowInputs, read: WindowState, head: Head) -> bool:
     """Whether retention has taken rows or samples that the window's last verdict counted."""
     rows, samples = head.figures.rows, head.figures.resource_samples
     return read.rows < rows or (samples is not None and inputs.resources.samples < samples)
+
+
+def _only_replayed(inputs: WindowInputs, said: Watched | None, head: Head) -> bool:
+    """Whether nothing but the detector's state before the window is another, and it says what it said."""
+    before = head.evidence.prior.get("detector")
+    if said is None or before is None or not isinstance(inputs.detector, Watching):
+        return False
+    if detector_prior(inputs.detector) == before or head.figures.detector is None:
+        return False
+    as_it_was = msgspec.structs.replace(
+        inputs, detector=msgspec.structs.replace(inputs.detector, before=before["before"])
+    )
+    same = head.evidence.input_digest == input_digest(as_it_was)
+    return same and says_the_same(head.figures.detector, said.tree)
 
 
 def _memory_of(findings: list[Finding]) -> list[tuple[str | None, bool | None, int | None]]:

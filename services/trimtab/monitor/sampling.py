@@ -77,7 +77,7 @@ class Sampler:
 
 
 def _sample_rows(view: ModelView, rows: Rows) -> list[SampleRow]:
-    features = view.contract.features
+    features = view.watched
     columns = {
         name: values
         for name, values in rows.feature_values().items()

@@ -10,7 +10,7 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from trimtab.detect.rules import PriorWindow
-from trimtab.detect.verdict import WindowInputs, evaluate, verify
+from trimtab.detect.verdict import Carried, WindowInputs, evaluate, verify
 from trimtab.errors import NotFoundError
 from trimtab.monitor.window_inputs import ModelReader
 from trimtab.records import Reason, Verdict
@@ -79,6 +79,7 @@ def _compared(store: Store, stored: Verdict) -> tuple[list[str], list[str]]:
         gone = _counts_gone(inputs, read, stored)
         gone += _labels_gone(connection, inputs, stored)
     gone += _baseline_replaced(inputs, stored)
+    gone += _detector_gone(inputs, stored)
     return (gone, []) if gone else ([], verify(stored, evaluate(inputs)))
 
 
@@ -159,6 +160,18 @@ def _labels_gone(connection: Connection, inputs: WindowInputs, stored: Verdict) 
         rows = (0, 0) if found is None else (found.labelled_rows, found.predicted_rows)
         if rows[0] < before["labelled_rows"] or rows[1] < before["predicted_rows"]:
             return ["its predictions and labels have expired, and with them its performance"]
+    return []
+
+
+def _detector_gone(inputs: WindowInputs, stored: Verdict) -> list[str]:
+    """Say whether the detector's state before the window is not there, or is not what it was."""
+    before = stored.evidence.prior.get("detector")
+    if before is None or inputs.detector is None:
+        return []
+    if isinstance(inputs.detector, Carried):
+        return ["the detector's state before it has expired"]
+    if inputs.detector.before != before["before"]:
+        return ["late rows of earlier windows have since replaced the detector's state before it"]
     return []
 
 

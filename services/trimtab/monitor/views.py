@@ -19,7 +19,10 @@ class ModelView:
         self.contract = contract
         self.model = contract.name
         self.rules = TimeRules.of(contract.windows)
-        self.numbers = tuple(n for n, f in contract.features.items() if f.kind == "number")
+        self.watched = contract.watched
+        self.attributed = contract.attributed
+        """Features whose attributions are counted; their columns are the last of `numbers`."""
+        self.numbers = tuple(n for n, f in self.watched.items() if f.kind == "number")
         self.categories = tuple(n for n, f in contract.features.items() if f.kind == "category")
         self.attributes = tuple(n for n in contract.windows.segments if n not in contract.features)
         self.regression = contract.task == "regression"

@@ -13,21 +13,32 @@ from sqlalchemy import Connection, select
 import trimtab
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline, merge_states
+from trimtab.detect.budget import Budget
+from trimtab.detect.drift import Fitted, Watching, is_detectors, state_digest
+from trimtab.detect.evidence import Detector, State
 from trimtab.detect.figures import Figures, Labelled, comparisons
 from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_memory, rules_of
-from trimtab.detect.verdict import WindowInputs
+from trimtab.detect.verdict import Carried, WindowInputs
 from trimtab.events.types import Traffic
 from trimtab.records import Kind, Outcome
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store import baselines
+from trimtab.store.detectors import (
+    DetectorRow,
+    detector,
+    digest_after,
+    find_detector,
+    starts_after,
+    state_before,
+)
 from trimtab.store.engine import Store
 from trimtab.store.models import active_cuts, contract_at, cuts_at
 from trimtab.store.performance import window_performance
-from trimtab.store.resources import window_resources
+from trimtab.store.resources import window_gauges
 from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
-from trimtab.store.window_state import WindowState, window_state
+from trimtab.store.window_state import WindowState, segment_states, window_state
 
 COMPARISONS_KEPT = 256
 DRAFTS_KEPT = 8
@@ -56,6 +67,16 @@ class ModelReader:
         """What the draft was when it held so many windows."""
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
+        self._wants_windows = False
+        self._from_ms: dict[int, int | None] = {}
+        self.detector: DetectorRow | None = None
+        """What new windows are judged by; None while it is not made, or there is no baseline."""
+        self.windows_per_alarm = 0.0
+        """The model's budget, for new windows."""
+        self._detectors: dict[tuple[int, float], Detector] = {}
+        self._cuts: dict[str, ModelCuts] = {}
+        self.states: OrderedDict[tuple[int, int], tuple[State, str]] = OrderedDict()
+        """States after windows that this tick judged, with their digests, by (detector, window start)."""
 
     def begin(self, connection: Connection) -> None:
         """Read what holds for a whole tick: the active cuts and baseline, the champion."""
@@ -64,21 +85,45 @@ class ModelReader:
         active = baselines.active_baseline_id(connection, self.contract.name)
         self.baseline = None if active is None else self._baseline(connection, active)
         self.draft = None
-        gathers = self.contract.reference.from_ == "traffic"
-        if self.baseline is None and gathers and self.cuts is not None:
+        self._wants_windows = self._gathers(connection, active)
+        if self.gathering and self.cuts is not None:
             row = baselines.draft(connection, self.contract.name, self.cuts.cuts_id)
             if row is not None and row.windows:
                 self.draft = Baseline(row.state, row.windows, self.contract.reference.windows)
                 self._keep_draft(self.draft)
 
+    def look_for_detector(self, connection: Connection, recipe: str, budget: Budget) -> bool:
+        """Read the active baseline's detector; false while it is still to be made."""
+        self.windows_per_alarm = budget.windows_per_alarm(self.contract.windows.length_ms)
+        self.states.clear()
+        self.detector = None
+        baseline_id = baselines.detector_baseline_id(connection, self.contract.name)
+        if baseline_id is None:
+            return True
+        self.detector = find_detector(connection, self.contract.name, baseline_id, recipe)
+        return self.detector is not None
+
+    def _gathers(self, connection: Connection, active: int | None) -> bool:
+        if active is None:
+            return self.contract.reference.from_ == "traffic"
+        wanting = baselines.detector_baseline_id(connection, self.contract.name) is None
+        return wanting and baselines.is_undated(connection, active)
+
+    @property
+    def provisional_from_ms(self) -> int | None:
+        """Start of the first window of the active baseline."""
+        baseline_id = None if self.baseline is None else self.baseline.id
+        return None if baseline_id is None else self._from_ms[baseline_id]
+
+    def has_open(self, detector_id: int) -> bool:
+        """Whether the newest state of this tick has a source with an open alarm."""
+        mine = [start_ms for each, start_ms in self.states if each == detector_id]
+        return bool(mine) and bool(self.states[detector_id, max(mine)][0].muted)
+
     @property
     def gathering(self) -> bool:
         """Whether closed windows still go into a baseline from traffic."""
-        return (
-            self.baseline is None
-            and self.cuts is not None
-            and self.contract.reference.from_ == "traffic"
-        )
+        return self._wants_windows and self.cuts is not None
 
     def same_cuts(self, state: PaneState) -> bool:
         """Whether a state was counted under the active cuts."""
@@ -90,6 +135,7 @@ class ModelReader:
             self._baselines[baseline_id] = Baseline(
                 row.state, row.windows, self.contract.reference.windows, row.id
             )
+            self._from_ms[baseline_id] = row.from_ms
         return self._baselines[baseline_id]
 
     def head(self, connection: Connection, start_ms: int) -> Head | None:
@@ -146,9 +192,8 @@ class ModelReader:
         judged = self._judged_version(head, read, performance)
         baseline = self._baseline_of(connection, head, read)
         key = None if baseline is None else (baseline.id, baseline.windows)
-        resources = ResourceState()
-        for state in window_resources(connection, model, start_ms, end_ms).values():
-            resources = resources.merge(state)
+        resources = window_gauges(connection, model, start_ms, end_ms)
+        watching, no_detector = self._detector_of(connection, head, start_ms)
         labelled = performance.get(judged or "")
         return WindowInputs(
             contract=contract,
@@ -166,12 +211,110 @@ class ModelReader:
             judged_version=judged,
             labels_due=_labels_due(contract, end_ms, watermark_ms, labelled),
             prior=self._prior(connection, contract, start_ms, key, judged),
+            detector=watching,
+            no_detector=no_detector,
+            segments={}
+            if cuts is None or not isinstance(watching, Watching)
+            else segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
             offsets=[(o.topic, o.partition, o.first_offset, o.next_offset) for o in read.offsets],
             panes=read.panes,
             lost=read.lost,
             stalled=stalled,
             changed=None if head is None else _changed(head, read, performance, resources),
         ), read
+
+    def _detector_of(
+        self, connection: Connection, head: Head | None, start_ms: int
+    ) -> tuple[Watching | Carried | None, str]:
+        """Return the detector as it stood before a window, or why there is none.
+
+        A window that was judged before keeps its detector and budget; where its state is gone, what was said.
+        """
+        if head is None:
+            row, budget = self.detector, self.windows_per_alarm
+            if row is None:
+                return None, self._progress() if self.baseline is not None else ""
+            if row.fitted is None:
+                return None, row.refused or ""
+            watching = self._watching(connection, row, row.fitted, budget, start_ms)
+            if watching.state.start_ms is None and self._has_later(connection, row.id, start_ms):
+                return (
+                    None,
+                    "it came too late for the detector, which has let go its state before it",
+                )
+            return watching, ""
+        before = head.evidence.prior.get("detector")
+        if before is None:
+            return None, str(head.evidence.prior.get("no_detector", ""))
+        row = detector(connection, int(before["id"]))
+        assert row.fitted is not None  # only such a one is named in evidence
+        budget = float(before["windows_per_alarm"])
+        watching = self._watching(connection, row, row.fitted, budget, start_ms)
+        if before["before"] == watching.before or watching.state.start_ms is not None:
+            return watching, ""
+        found = tuple(f for f in head.findings if is_detectors(f))
+        return Carried(prior=before, tree=head.figures.detector or {}, findings=found), ""
+
+    def _watching(
+        self,
+        connection: Connection,
+        row: DetectorRow,
+        fitted: Fitted,
+        windows_per_alarm: float,
+        start_ms: int,
+    ) -> Watching:
+        key = (row.id, windows_per_alarm)
+        if key not in self._detectors:
+            length_ms = self.contract.windows.length_ms
+            self._detectors = {key: fitted.detector(windows_per_alarm, length_ms)}
+        made = self._detectors[key]
+        if fitted.cuts_id not in self._cuts:
+            cuts = cuts_at(connection, self.contract.name, fitted.cuts_id)
+            assert cuts is not None  # cuts are never let go
+            self._cuts = {fitted.cuts_id: cuts}
+        state, digest = self._state_before(connection, row.id, made, start_ms)
+        return Watching(
+            id=row.id, detector=made, cuts=self._cuts[fitted.cuts_id], state=state, before=digest
+        )
+
+    def _progress(self) -> str:
+        """How far the detector's own reference is, beside a file without times."""
+        wanted = self.contract.reference.windows
+        windows = 0 if self.draft is None else self.draft.windows
+        return f"calibrating: {windows} of {wanted} windows of traffic, since the file has no times"
+
+    def keep_state(self, detector_id: int, start_ms: int, state: State) -> None:
+        """Remember the detector's state after a window that was just judged."""
+        self.states[detector_id, start_ms] = (state, state_digest(state))
+
+    def moved_states(self, connection: Connection, start_ms: int) -> list[int]:
+        """Return the window that follows one whose state is another now, if it was judged: it replays."""
+        found = []
+        for (detector_id, start), (_, digest) in self.states.items():
+            if start != start_ms:
+                continue
+            kept = digest_after(connection, self.contract.name, detector_id, start_ms)
+            if kept != digest:
+                later = starts_after(connection, self.contract.name, detector_id, start_ms)
+                found += later[:1]
+        return found
+
+    def _has_later(self, connection: Connection, detector_id: int, start_ms: int) -> bool:
+        later = starts_after(connection, self.contract.name, detector_id, start_ms)
+        return bool(later) or any(d == detector_id and s > start_ms for d, s in self.states)
+
+    def _state_before(
+        self, connection: Connection, detector_id: int, made: Detector, start_ms: int
+    ) -> tuple[State, str]:
+        """Return the state before a window: of this tick, as stored, or that of no window."""
+        stored = state_before(connection, self.contract.name, detector_id, start_ms)
+        mine = [s for d, s in self.states if d == detector_id and s < start_ms]
+        if mine and (stored is None or max(mine) >= stored.window_start_ms):
+            return self.states[detector_id, max(mine)]
+        if stored is not None:
+            return stored.state, stored.digest
+        empty = made.start()
+        return empty, state_digest(empty)
 
     def compared(self, inputs: WindowInputs, read: WindowState) -> Figures:
         """Return the costly comparisons, from memory when the same were made before."""

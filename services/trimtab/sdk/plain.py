@@ -40,6 +40,17 @@ def columns(table: Mapping[str, Sequence[Any]], part: slice) -> dict[str, list[S
     return {name: scalars(values, part) for name, values in table.items()}
 
 
+def float_columns(table: Mapping[str, Sequence[Any]], part: slice) -> dict[str, list[float | None]]:
+    """Return a part of each column as finite floats, None for others."""
+    return {
+        name: [
+            float(value) if value is not None and math.isfinite(value) else None
+            for value in values[part]
+        ]
+        for name, values in table.items()
+    }
+
+
 def floats(values: Mapping[str, Any] | None) -> dict[str, float] | None:
     """Return the mapping's values as finite floats; others are left out."""
     if values is None:

@@ -33,7 +33,7 @@ from trimtab.events.types import (
     Status,
 )
 from trimtab.sdk.outbox import DropReason, Message, Outbox, StreamStats
-from trimtab.sdk.plain import columns, floats, scalar, scalars
+from trimtab.sdk.plain import columns, float_columns, floats, scalar, scalars
 from trimtab.sdk.producer import VALUE_BYTES_MAX, make_producer, parse_api_version
 from trimtab.sdk.resources import ResourceSampler
 from trimtab.sdk.sender import Sender
@@ -194,6 +194,7 @@ class InferenceStream:
         traffic_revision: Sequence[int | None] | None = None,
         sample_rate: float = 1.0,
         version: str | None = None,
+        attributions: Mapping[str, Sequence[float | None]] | None = None,
     ) -> list[str]:
         """Send many inferences as columns of equal length; return the rows' ids.
 
@@ -225,6 +226,7 @@ class InferenceStream:
                 served_by=None if served_by is None else list(served_by[part]),
                 traffic_revision=None if traffic_revision is None else list(traffic_revision[part]),
                 sample_rate=sample_rate,
+                attributions=None if attributions is None else float_columns(attributions, part),
             )
 
         for start in range(0, rows, BATCH_ROWS_MAX):

@@ -23,7 +23,7 @@ from trimtab.errors import TrimtabError
 from trimtab.events.oip import InferResponse, OipError, Tensor, decode_request, encode, rows_of
 from trimtab.events.types import Scalar
 from trimtab.ports import check_port
-from trimtab.sdk.image import describe_images
+from trimtab.sdk.describe.image import grey_descriptors
 from trimtab.sdk.stream import InferenceStream
 from trimtab.serve.host import ModelHost
 from trimtab.serve.inference import Answer, Inference, NotServedError
@@ -159,7 +159,7 @@ def derived_features(
 
     names = [spec.name for spec in manifest.signature.features]
     pixels = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
-    return describe_images(pixels.reshape(len(rows), *shape))
+    return grey_descriptors(pixels.reshape(len(rows), *shape))
 
 
 def _response(model: str, request_id: str, answer: Answer) -> InferResponse:

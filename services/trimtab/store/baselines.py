@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import merge_states, usable
+from trimtab.detect.observed import Observed
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.stats.aggregate import PaneState
 from trimtab.stats.cuts import (
@@ -76,6 +77,32 @@ def active_baseline_id(connection: Connection, model: str) -> int | None:
     return found
 
 
+def is_undated(connection: Connection, baseline_id: int) -> bool:
+    """Whether a baseline is a file without times: good for figures, not for what windows usually do."""
+    known = connection.scalar(select(baselines.c.from_ms).where(baselines.c.id == baseline_id))
+    return known is None
+
+
+def detector_baseline_id(connection: Connection, model: str) -> int | None:
+    """Return the baseline that the detector is fitted on; None while it is still to be gathered.
+
+    The active one; where that is a file without times, the first windows of traffic since it was fitted.
+    """
+    active = active_baseline_id(connection, model)
+    if active is None or not is_undated(connection, active):
+        return active
+    cuts_id = select(baselines.c.cuts_id).where(baselines.c.id == active).scalar_subquery()
+    found: int | None = connection.scalar(
+        select(func.max(baselines.c.id)).where(
+            baselines.c.model == model,
+            baselines.c.source == "traffic",
+            baselines.c.id > active,
+            baselines.c.cuts_id == cuts_id,
+        )
+    )
+    return found
+
+
 def baseline(source: Store | Connection, baseline_id: int) -> BaselineRow:
     """Return one baseline. Raises NotFoundError."""
     found = _select(source, baselines.c.id == baseline_id)
@@ -95,6 +122,24 @@ def has_baseline(connection: Connection, baseline_id: int) -> bool:
 def baselines_of(source: Store | Connection, model: str) -> list[BaselineRow]:
     """Return a model's baselines, oldest first; the draft (number 0), if any, among them."""
     return _select(source, baselines.c.model == model)
+
+
+def observed_windows(connection: Connection, baseline_id: int) -> list[tuple[int, Observed]]:
+    """Return (window start in ms, all that was counted) of a baseline's windows, oldest first."""
+    rows = connection.execute(
+        select(baseline_windows)
+        .where(baseline_windows.c.baseline_id == baseline_id)
+        .order_by(baseline_windows.c.window_start_ms)
+    ).all()
+    return [
+        (
+            row.window_start_ms,
+            Observed(state=PaneState.from_bytes(bytes(row.state)))
+            if row.beside is None
+            else Observed.from_bytes(bytes(row.state), bytes(row.beside)),
+        )
+        for row in rows
+    ]
 
 
 def windows_of(
@@ -158,7 +203,7 @@ def build_cuts(
     declared classes, else those seen), of a regression numbers; scores are numbers.
     """
     named: list[tuple[str, Cuts]] = []
-    for name, feature in contract.features.items():
+    for name, feature in contract.watched.items():
         values = features.get(name, ())
         if feature.kind == "category":
             named.append((name, build_category_cuts(values, feature.values or None)))
@@ -215,7 +260,7 @@ def _contract(connection: Connection, model: str) -> Contract:
 def add_baseline(
     connection: Connection,
     model: str,
-    windows: Sequence[tuple[int, PaneState]],
+    windows: Sequence[tuple[int, Observed]],
     length_ms: int,
     source: str,
     notes: Mapping[str, Any],
@@ -227,7 +272,7 @@ def add_baseline(
 
     `dated` is false when the windows' starts mean nothing (a file without a time column).
     """
-    merged = merge_states(state for _, state in windows)
+    merged = merge_states(one.state for _, one in windows)
     if merged is None:
         raise TrimtabError("A baseline needs at least one window with rows; give a longer range.")
     number = connection.scalar(
@@ -257,10 +302,11 @@ def add_baseline(
             {
                 "baseline_id": baseline_id,
                 "window_start_ms": start,
-                "state": state.to_bytes(),
-                "rows": state.rows,
+                "state": one.state.to_bytes(),
+                "beside": one.beside_bytes(),
+                "rows": one.state.rows,
             }
-            for start, state in windows
+            for start, one in windows
         ],
     )
     restore(connection, model, int(baseline_id))
@@ -338,8 +384,9 @@ def _stored_windows(
     from_ms: int,
     to_ms: int,
     version: str | None,
-) -> list[tuple[int, PaneState]]:
-    from trimtab.store.window_state import window_state
+) -> list[tuple[int, Observed]]:
+    from trimtab.store.resources import window_gauges
+    from trimtab.store.window_state import segment_states, window_state
 
     cuts = active_cuts(connection, model)
     length_ms = contract.windows.length_ms
@@ -357,7 +404,13 @@ def _stored_windows(
             if version is not None:
                 answered = found.by_version.get(version)
                 state = replace(state, outputs={} if answered is None else answered.outputs)
-            windows.append((start_ms, state))
+            end_ms = start_ms + length_ms
+            one = Observed(
+                state=state,
+                resources=window_gauges(connection, model, start_ms, end_ms),
+                segments=segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+            )
+            windows.append((start_ms, one))
     return windows
 
 
@@ -378,7 +431,7 @@ def draft(connection: Connection, model: str, cuts_id: str) -> BaselineRow | Non
 def extend_draft(
     connection: Connection,
     model: str,
-    windows: Sequence[tuple[int, PaneState]],
+    windows: Sequence[tuple[int, Observed]],
     wanted: int,
     length_ms: int,
     now_ms: int,
@@ -387,7 +440,8 @@ def extend_draft(
 
     Windows of other cuts than the draft's start a new one; further windows than wanted are left out.
     """
-    for start_ms, state in windows:
+    for start_ms, one in windows:
+        state = one.state
         row = draft(connection, model, state.cuts_id) or _new_draft(
             connection, model, state.cuts_id, now_ms
         )
@@ -398,6 +452,7 @@ def extend_draft(
                 baseline_id=row.id,
                 window_start_ms=start_ms,
                 state=state.to_bytes(),
+                beside=one.beside_bytes(),
                 rows=state.rows,
             )
         )
@@ -447,7 +502,10 @@ def _new_draft(connection: Connection, model: str, cuts_id: str, now_ms: int) ->
 
 
 def _finish_draft(connection: Connection, model: str, baseline_id: int) -> None:
-    """Number the draft: from now on it is immutable, and new windows are compared with it."""
+    """Number the draft: from now on it is immutable, and new windows are compared with it.
+
+    Beside a file it is for the detector alone: figures stay those against the file.
+    """
     number = connection.scalar(
         select(func.max(baselines.c.number) + 1).where(baselines.c.model == model)
     )
@@ -456,7 +514,8 @@ def _finish_draft(connection: Connection, model: str, baseline_id: int) -> None:
         .where(baselines.c.id == baseline_id)
         .values(number=number, source="traffic")
     )
-    restore(connection, model, baseline_id)
+    if active_baseline_id(connection, model) is None:
+        restore(connection, model, baseline_id)
 
 
 # --- from a file ------------------------------------------------------------------------------------
@@ -489,7 +548,7 @@ def fit_from_file(
     built = build_cuts(contract, table.features, table.prediction, table.score)
     length_ms = contract.windows.length_ms
     windows = [
-        (start_ms, observe_reference(built, contract, table, rows))
+        (start_ms, Observed(state=observe_reference(built, contract, table, rows)))
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}

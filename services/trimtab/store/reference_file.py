@@ -87,7 +87,8 @@ def read_reference(
     number = contract.task == "regression"
     features = {
         name: _numbers(columns[name], name, where) if feature.kind == "number" else columns[name]
-        for name, feature in contract.features.items()
+        for name, feature in contract.watched.items()
+        if name in columns  # attributions may be left out
     }
 
     def answers(column: str | None, *, numeric: bool) -> list[Any] | None:

@@ -72,6 +72,14 @@ def window_resources(
     return dict(sorted(total.items()))
 
 
+def window_gauges(connection: Connection, model: str, start_ms: int, end_ms: int) -> ResourceState:
+    """Return the gauges of a window, over versions, instances and partitions."""
+    whole = ResourceState()
+    for state in window_resources(connection, model, start_ms, end_ms).values():
+        whole = whole.merge(state)
+    return whole
+
+
 def gauges_since(
     connection: Connection, partition_id: int, flush_seq: int
 ) -> list[tuple[str, int]]:

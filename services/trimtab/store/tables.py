@@ -104,7 +104,7 @@ baselines = Table(
     Column("from_ms", Ms),
     Column("to_ms", Ms),
     Column("source", Text, nullable=False),  # traffic | file:NAME | promotion:ROLLOUT | rebase
-    Column("body", Text, nullable=False),  # JSON: fit (the detector's seat), notes
+    Column("body", Text, nullable=False),  # JSON: notes
     Column("active", Boolean, nullable=False),
     Column("created_ms", Ms, nullable=False),
     UniqueConstraint("model", "number"),
@@ -116,7 +116,31 @@ baseline_windows = Table(  # the windows a baseline was fitted on: the detector 
     Column("baseline_id", ForeignKey("baselines.id"), primary_key=True),
     Column("window_start_ms", Ms, primary_key=True),
     Column("state", LargeBinary, nullable=False),
+    Column("beside", LargeBinary),  # gauges and segments of the window; null: none were kept
     Column("rows", BigInteger, nullable=False),
+)
+
+detectors = Table(  # what is usual, fitted on a baseline; or why that cannot be
+    "detectors",
+    metadata,
+    Column("id", AutoId, primary_key=True, autoincrement=True),
+    Column("model", String(200), nullable=False),
+    Column("baseline_id", ForeignKey("baselines.id"), nullable=False),
+    Column("recipe", String(64), nullable=False),  # digest of all else that the fit depends on
+    Column("body", LargeBinary),  # null: refused
+    Column("refused", Text),
+    Column("created_ms", Ms, nullable=False),
+    UniqueConstraint("model", "baseline_id", "recipe"),
+)
+
+detector_states = Table(  # after each of the last windows: a late row replays from the one before
+    "detector_states",
+    metadata,
+    Column("model", String(200), primary_key=True),
+    Column("detector_id", ForeignKey("detectors.id"), primary_key=True),
+    Column("window_start_ms", Ms, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
 )
 
 held_rows = Table(  # the first rows from traffic, until they give the cuts
@@ -408,7 +432,7 @@ evaluations = Table(  # the evaluator's memory per model: where it is, and what 
     metadata,
     Column("model", String(200), primary_key=True),
     Column("evaluated_to_ms", Ms, nullable=False),
-    Column("state", Text, nullable=False),  # JSON: rule memory, detector snapshot
+    Column("state", Text, nullable=False),  # JSON: rule memory
     Column("updated_ms", Ms, nullable=False),
 )
 

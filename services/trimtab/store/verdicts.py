@@ -144,6 +144,8 @@ class HeadFigures(Struct, frozen=True):
     performance: dict[str, dict[str, Any]] = {}
     resources: dict[str, dict[str, Any]] | None = None
     """None where retention has taken them."""
+    detector: dict[str, Any] | None = None
+    """What the detector said of the window."""
 
     @property
     def labelled_rows(self) -> int:

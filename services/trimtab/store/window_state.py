@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
+from trimtab.contracts.model import Contract
 from trimtab.stats.aggregate import PaneState
 from trimtab.store.ledger import lost_between
 from trimtab.store.models import active_cuts
@@ -94,6 +95,36 @@ def window_state(
         digest=_digest(states),
         coarser=coarser,
     )
+
+
+def segment_states(
+    connection: Connection, contract: Contract, start_ms: int, end_ms: int, cuts_id: str
+) -> dict[str, PaneState]:
+    """Return the counts of a window's segments under these cuts, over versions and arms, by `column=value`."""
+    if not contract.windows.segments:
+        return {}
+    model = contract.name
+    found: dict[str, PaneState] = {}
+    queries = (
+        select(panes.c.segment, panes.c.state).where(
+            panes.c.model == model,
+            panes.c.pane_start_ms >= start_ms,
+            panes.c.pane_start_ms < end_ms,
+            panes.c.segment != "",
+            panes.c.cuts_id == cuts_id,
+        ),
+        select(rollups.c.segment, rollups.c.state).where(
+            rollups.c.model == model,
+            rollups.c.segment != "",
+            rollups.c.cuts_id == cuts_id,
+            or_(*(inside(rollups, r, start_ms, end_ms) for r in Resolution)),
+        ),
+    )
+    for query in queries:
+        for row in connection.execute(query):
+            state = PaneState.from_bytes(row.state)
+            found[row.segment] = found[row.segment].merge(state) if row.segment in found else state
+    return dict(sorted(found.items()))
 
 
 _Series = tuple[str, str, int, str]

@@ -102,8 +102,13 @@
     if (u.cursor.idx == null && u.data[0].length) u.setLegend({ idx: u.data[0].length - 1 }, false);
   };
 
+  /* Evidence grows by factors: its axis is in powers of ten, from a millionth up. */
+  const logOf = (value) => (value == null ? null : Math.max(-6, Math.log10(Math.max(value, 1e-6))));
+  const power = (v) => (v == null ? "–" : v <= -6 ? "≤ 1e-6" : short(10 ** v));
+
   const scaleOf = (kind) => (u, min, max) => {
     if (min == null) return [0, 1];
+    if (kind === "log") return [Math.min(-3, Math.floor(min)), Math.max(1, Math.ceil(max))];
     if (kind === "quality") {
       const pad = Math.max((max - min) * 0.15, 0.02);
       return max <= 1.0001 ? [Math.max(0, min - pad), Math.min(1, max + pad)] : [0, max + pad];
@@ -161,6 +166,7 @@
     return [
       { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
       { id: "drift", title: "Drift: PSI against the baseline, of features in rules and those that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name.slice(4, -1))), ...(asks ? threshold(asks) : [])] },
+      { id: "detector", title: "Detector: evidence of a change, 1 is an alarm (logarithmic)", kind: "log", height: 150, format: power, lines: [...lines({ evidence: data.evidence.map(logOf) }), { label: "alarm", values: data.t.map(() => 0), dash: true }] },
       { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
       { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
       { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },

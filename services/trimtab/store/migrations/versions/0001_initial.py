@@ -595,6 +595,7 @@ def upgrade() -> None:
         ),
         sa.Column("window_start_ms", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("beside", sa.LargeBinary(), nullable=True),
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["baseline_id"], ["baselines.id"], name=op.f("fk_baseline_windows_baseline_id")
@@ -646,6 +647,30 @@ def upgrade() -> None:
         "deliveries",
         ["sent_ms", "next_attempt_ms"],
         unique=False,
+    )
+    op.create_table(
+        "detectors",
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column(
+            "baseline_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("recipe", sa.String(length=64), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        sa.Column("refused", sa.Text(), nullable=True),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["baseline_id"], ["baselines.id"], name=op.f("fk_detectors_baseline_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_detectors")),
+        sa.UniqueConstraint(
+            "model", "baseline_id", "recipe", name=op.f("uq_detectors_model_baseline_id_recipe")
+        ),
     )
     op.create_table(
         "folded_segments",
@@ -813,6 +838,22 @@ def upgrade() -> None:
         "watermarks",
         ["partition_id", "flush_seq"],
         unique=False,
+    )
+    op.create_table(
+        "detector_states",
+        sa.Column("model", sa.String(length=200), nullable=False),
+        sa.Column(
+            "detector_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("window_start_ms", sa.BigInteger(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["detector_id"], ["detectors.id"], name=op.f("fk_detector_states_detector_id")
+        ),
+        sa.PrimaryKeyConstraint(
+            "model", "detector_id", "window_start_ms", name=op.f("pk_detector_states")
+        ),
     )
     op.create_table(
         "loss_ranges",

@@ -1,0 +1,58 @@
+"""What was counted of one window, as far as the detector looks at it; and of a baseline's windows."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from trimtab.stats.aggregate import FeatureState, PaneState, ResourceState, StateError
+
+FORMAT = 1
+
+
+class Observed(Struct, frozen=True, kw_only=True):
+    """Counts of a window, a commutative monoid like its parts."""
+
+    state: PaneState
+    """Every row, over all versions; `outputs` are the judged version's answers."""
+    resources: ResourceState = ResourceState()
+    """Gauges, over instances and versions."""
+    segments: Mapping[str, PaneState] = {}
+    """Rows of each declared segment, by `column=value`."""
+
+    def with_answers(self, outputs: Mapping[str, FeatureState]) -> Self:
+        """Return it with the answers of one version."""
+        return replace(self, state=replace(self.state, outputs=outputs))
+
+    def merge(self, other: Self) -> Self:
+        """Return the counts of both. Raises IncompatibleCuts."""
+        segments = dict(self.segments)
+        for name, state in other.segments.items():
+            segments[name] = segments[name].merge(state) if name in segments else state
+        return type(self)(
+            state=self.state.merge(other.state),
+            resources=self.resources.merge(other.resources),
+            segments=dict(sorted(segments.items())),
+        )
+
+    def beside_bytes(self) -> bytes:
+        """Encode all but `state` canonically: equal counts, equal bytes."""
+        segments = {name: state.to_bytes() for name, state in sorted(self.segments.items())}
+        return msgspec.msgpack.encode((FORMAT, self.resources.to_bytes(), segments))
+
+    @classmethod
+    def from_bytes(cls, state: bytes, beside: bytes) -> Self:
+        """Decode `PaneState.to_bytes` and `beside_bytes`. Raises StateError."""
+        try:
+            _, resources, segments = msgspec.msgpack.decode(
+                beside, type=tuple[int, bytes, dict[str, bytes]]
+            )
+        except msgspec.MsgspecError as error:
+            raise StateError(f"These bytes are no window of a baseline ({error}).") from error
+        return cls(
+            state=PaneState.from_bytes(state),
+            resources=ResourceState.from_bytes(resources),
+            segments={name: PaneState.from_bytes(data) for name, data in segments.items()},
+        )

@@ -1,0 +1,137 @@
+"""What people ask of a model's detector: its budget, what it was fitted on, what it says now."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, select
+
+from trimtab.contracts.model import Contract
+from trimtab.detect.budget import Budget, budget_of, parse_budget, sharing_of
+from trimtab.errors import NotFoundError
+from trimtab.store.baselines import detector_baseline_id
+from trimtab.store.detectors import DetectorRow, detector
+from trimtab.store.engine import Store
+from trimtab.store.models import load_contracts
+from trimtab.store.tables import baselines, detectors, verdicts
+
+
+class DetectorView(Struct, frozen=True, kw_only=True):
+    """A model's detector at a glance. Times are ms since the epoch, UTC."""
+
+    model: str
+    false_alarms_per_30_days: float
+    """What the model may raise when nothing has changed, on average."""
+    budget: str
+    """The same in words, with where it comes from."""
+    windows_per_alarm: float
+    fitted: bool
+    reason: str | None = None
+    """Why there is no detector; None when there is one."""
+    baseline: int | None = None
+    """Number of the baseline that it is fitted on."""
+    reference_windows: int | None = None
+    season: str | None = None
+    doubts: list[str] = []
+    certificate: dict[str, float] | None = None
+    """How often it alarmed on its own reference, shuffled in blocks of a day: alarms per budget."""
+    window_start_ms: int | None = None
+    """The latest judged window, which the following are of."""
+    evidence: float | None = None
+    """As a share of what makes an alarm."""
+    moved: list[dict[str, Any]] = []
+    open: dict[str, Any] = {}
+
+
+def fleet_budgets(store: Store, fleet: str) -> tuple[float, int]:
+    """Return (false alarms per 30 days that all models together may raise, models)."""
+    current = _contracts(store)
+    whole, sharing = parse_budget(fleet), sharing_of(current.values())
+    total = sum(budget_of(contract, whole, sharing).per_month for contract in current.values())
+    return total, len(current)
+
+
+def detector_view(store: Store, model: str, fleet: str) -> DetectorView:
+    """Return a model's detector. Raises NotFoundError for a model that is not watched."""
+    current = _contracts(store)
+    if model not in current:
+        raise NotFoundError(f"There is no model {model!r}. `trimtab model list` names them.")
+    contract = current[model]
+    budget = budget_of(contract, parse_budget(fleet), sharing_of(current.values()))
+    with store.read() as connection:
+        row = _active(connection, model)
+        newest = connection.execute(
+            select(verdicts.c.window_start_ms, verdicts.c.body)
+            .where(verdicts.c.model == model, verdicts.c.latest)
+            .order_by(verdicts.c.window_start_ms.desc())
+            .limit(1)
+        ).one_or_none()
+        number = None
+        if row is not None:
+            number = connection.scalar(
+                select(baselines.c.number).where(baselines.c.id == row.baseline_id)
+            )
+    view = DetectorView(
+        model=model,
+        false_alarms_per_30_days=budget.per_month,
+        budget=said_of(budget, fleet),
+        windows_per_alarm=budget.windows_per_alarm(contract.windows.length_ms),
+        fitted=row is not None and row.fitted is not None,
+        reason=_reason(row),
+        baseline=number,
+    )
+    if row is not None and row.fitted is not None:
+        fitted = row.fitted
+        view = msgspec.structs.replace(
+            view,
+            reference_windows=fitted.calibration.windows,
+            season=fitted.calibration.season,
+            doubts=list(fitted.doubts),
+            certificate=None
+            if fitted.certificate is None
+            else msgspec.to_builtins(fitted.certificate),
+        )
+    if newest is None:
+        return view
+    tree = msgspec.json.decode(newest.body)["figures"].get("detector") or {}
+    return msgspec.structs.replace(
+        view,
+        window_start_ms=newest.window_start_ms,
+        evidence=tree.get("evidence"),
+        moved=tree.get("moved", []),
+        open=tree.get("open", {}),
+    )
+
+
+def _reason(row: DetectorRow | None) -> str | None:
+    if row is None:
+        return "no baseline is complete yet, or its detector is being fitted"
+    return row.refused
+
+
+def said_of(budget: Budget, fleet: str) -> str:
+    """Return a budget in words."""
+    if not budget.share_of:
+        return f"{budget.per_month:.3g} per 30 days, from its contract"
+    return f"{budget.per_month:.3g} per 30 days, one of {budget.share_of} shares of the fleet's {fleet}"
+
+
+def active_detector(store: Store, model: str) -> DetectorRow | None:
+    """Return the newest detector of the baseline that is in use; None while there is none."""
+    with store.read() as connection:
+        return _active(connection, model)
+
+
+def _active(connection: Connection, model: str) -> DetectorRow | None:
+    baseline_id = detector_baseline_id(connection, model)
+    detector_id = connection.scalar(
+        select(detectors.c.id)
+        .where(detectors.c.model == model, detectors.c.baseline_id == baseline_id)
+        .order_by(detectors.c.id.desc())
+        .limit(1)
+    )
+    return None if detector_id is None else detector(connection, int(detector_id))
+
+
+def _contracts(store: Store) -> dict[str, Contract]:
+    return {name: row.contract for name, row in load_contracts(store).items()}

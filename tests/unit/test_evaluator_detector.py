@@ -1,0 +1,377 @@
+"""The detector at work: fitted when a baseline is complete, asked of every window, replayed after late rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
+from trimtab.detect.evidence import Detector
+from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.verify import verify_verdict
+from trimtab.records import AlertState, Kind, Outcome, Reason
+from trimtab.store import alerts, baselines, verdicts
+from trimtab.store.detectors import detectors_of
+from trimtab.store.engine import Store, open_store
+from trimtab.store.models import active_cuts
+from trimtab.store.tables import detector_states, metadata
+from trimtab.testing.series import SeriesWriter
+
+SECOND = 1_000
+HOUR = 3_600 * SECOND
+START = 1_700_006_400_000
+REFERENCE = 60
+ROWS = 300
+
+
+def contract(**changes) -> Contract:
+    given = {
+        "name": "m",
+        "task": "binary",
+        "features": {"x": Feature("number"), "y": Feature("number"), "c": Feature("category")},
+        "windows": Windows(length="1h", pane="1h", lateness="3h", out_of_order="0s", min_rows=100),
+        "alarms": Alarms(false_alarms="1 per 30 days"),
+        "reference": Reference(windows=REFERENCE),
+    }
+    return Contract(**{**given, **changes})
+
+
+class World:
+    """A model with hourly windows, written in order."""
+
+    def __init__(self, store: Store, made: Contract | None = None, **options) -> None:
+        self.store, self.now_ms = store, START
+        self.contract = made or contract()
+        self.writer = SeriesWriter(store, self.contract, START)
+        self.rng = np.random.default_rng(5)
+        self.writer.fit_cuts(
+            {
+                "x": self.rng.normal(size=4_000).tolist(),
+                "y": self.rng.exponential(size=4_000).tolist(),
+                "c": self.rng.choice(list("abc"), 4_000, p=[0.6, 0.3, 0.1]).tolist(),
+            },
+            ["a", "b"],
+        )
+        self.evaluator = Evaluator(store, "one", **{"fit_wait_s": 60.0, **options})
+        self.next = 0
+
+    def at(self, number: int) -> int:
+        return START + number * HOUR
+
+    def write(self, number: int, shift: float = 0.0, rows: int = ROWS, missing: float = 0.0):
+        x = self.rng.normal(size=rows) + shift
+        gone = self.rng.random(rows) < missing
+        self.writer.now_ms = self.now_ms
+        self.writer.rows(
+            self.at(number),
+            {
+                "x": [None if g else v for v, g in zip(x.tolist(), gone, strict=True)],
+                "y": self.rng.exponential(size=rows).tolist(),
+                "c": self.rng.choice(list("abc"), rows, p=[0.6, 0.3, 0.1]).tolist(),
+            },
+            prediction=self.rng.choice(["a", "b"], rows).tolist(),
+        )
+
+    def go(self, windows: int, **how) -> None:
+        """Write windows, close them and judge them."""
+        for _ in range(windows):
+            self.write(self.next, **how)
+            self.next += 1
+        self.close()
+
+    def close(self) -> None:
+        self.writer.now_ms = self.now_ms
+        self.writer.passed(self.at(self.next))
+        self.now_ms += 120 * SECOND
+        while self.evaluator.tick(self.now_ms):
+            pass
+
+    def verdict(self, number: int):
+        return verdicts.verdict_history(self.store, "m", self.at(number))[-1].verdict
+
+    def states(self) -> list[int]:
+        """Numbers of the windows whose states are kept."""
+        with self.store.read() as connection:
+            starts = connection.scalars(
+                select(detector_states.c.window_start_ms).order_by(
+                    detector_states.c.window_start_ms
+                )
+            ).all()
+        return [(start - START) // HOUR for start in starts]
+
+
+def open_alerts(store: Store):
+    with store.read() as connection:
+        return alerts.open_alerts(connection, "m")
+
+
+@pytest.fixture
+def store(store_url: str):
+    opened = open_store(store_url)
+    metadata.create_all(opened.engine)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def local(sqlite_url: str):
+    opened = open_store(sqlite_url)
+    metadata.create_all(opened.engine)
+    yield opened
+    opened.close()
+
+
+def test_a_change_raises_one_alert_that_ends_when_the_feature_is_as_before(store):
+    world = World(store)
+    world.go(REFERENCE + 10)
+    calm = world.verdict(REFERENCE + 9)
+    assert calm.outcome is Outcome.OK
+    assert "the detector sees no change" in calm.summary
+    assert 0 <= calm.figures["detector"]["evidence"] < 0.1
+
+    changed_at = world.next
+    world.go(12, shift=0.8)
+    opened = open_alerts(store)
+    assert [a.condition for a in opened] == ["detector:input"]
+    first = next(
+        n for n in range(changed_at, world.next) if world.verdict(n).outcome is Outcome.ALARM
+    )
+    assert first - changed_at < 4
+    finding = next(f for f in world.verdict(first).findings if f.outcome is Outcome.ALARM)
+    assert (finding.kind, finding.reason) == (Kind.INPUT, Reason.DETECTOR)
+    assert finding.onset_ms == world.at(changed_at)
+    assert finding.detail.startswith("x: shifted by +0.")
+    # The drift goes on: still red, still the same alert.
+    assert world.verdict(world.next - 1).outcome is Outcome.ALARM
+    assert world.verdict(world.next - 1).figures["detector"]["open"]["x"]["what"] == "location"
+
+    world.go(40)
+    assert open_alerts(store) == []
+    assert world.verdict(world.next - 1).outcome is Outcome.OK
+    history = alerts.alerts_of(store, "m")
+    assert [a.state for a in history] == [AlertState.RESOLVED]
+    for row in verdicts.latest_verdicts(store, "m", 3):
+        assert verify_verdict(store, row.id).confirmed
+
+
+def test_missing_values_are_a_break_of_the_data_not_of_the_input(local):
+    world = World(local)
+    world.go(REFERENCE + 2)
+    world.go(4, missing=0.3)
+    alert = open_alerts(local)[0]
+    assert (alert.condition, alert.kind) == ("detector:data_quality", Kind.DATA_QUALITY)
+    assert "missing 3" in alert.summary or "missing 2" in alert.summary
+
+
+def test_late_rows_give_the_states_that_punctual_rows_give(sqlite_url, tmp_path):
+    said = []
+    for place, is_late in (("punctual", False), ("late", True)):
+        store = open_store(f"sqlite:///{tmp_path / place}.db")
+        metadata.create_all(store.engine)
+        world = World(store)
+        world.go(REFERENCE + 2)
+        first = world.next
+        extra = {"x": [4.0] * 200, "y": [1.0] * 200, "c": ["a"] * 200}
+
+        def add() -> None:
+            world.writer.now_ms = world.now_ms  # noqa: B023 - called in this round
+            world.writer.rows(world.at(first), extra, prediction=["a"] * 200)  # noqa: B023
+
+        world.write(first)
+        if not is_late:
+            add()
+        world.next += 1
+        world.close()
+        world.go(2)
+        if is_late:
+            before = world.verdict(first)
+            add()
+            world.close()
+            after = world.verdict(first)
+            assert (before.revision, after.revision) == (1, 2)
+            assert after.changed == "+200 rows"
+        world.go(1)
+        said.append(
+            [
+                (v.outcome, v.figures["detector"]["open"], v.figures["detector"]["moved"])
+                for v in (world.verdict(first + n) for n in range(4))
+            ]
+        )
+        with store.read() as connection:
+            newest = connection.scalars(
+                select(detector_states.c.digest).order_by(detector_states.c.window_start_ms.desc())
+            ).first()
+        said[-1].append(newest)
+        last, follower = verdicts.latest_verdicts(store, "m", 2)
+        assert verify_verdict(store, last.id).confirmed
+        # It says what it said, and has no revision: only the state before it is another.
+        assert verify_verdict(store, follower.id).confirmed is not is_late
+        assert follower.verdict.revision == 1
+        store.close()
+    assert said[0][-1] == said[1][-1], "the states after the last window"
+    assert said[0] == said[1]
+
+
+def test_states_are_kept_as_far_back_as_late_rows_reach(local):
+    world = World(local)
+    world.go(REFERENCE + 20)
+    last = world.next - 1
+    # A row of three hours ago may still come: the states of these windows, and the one before.
+    assert world.states() == list(range(last - 3, last + 1))
+
+
+def test_a_revision_beyond_the_states_repeats_what_the_detector_said(local):
+    world = World(local)
+    world.go(REFERENCE + 20)
+    early = REFERENCE + 2
+    said = world.verdict(early).figures["detector"]
+    world.writer.now_ms = world.now_ms
+    world.writer.gauges(world.at(early), {"cpu_percent": [50.0]})
+    world.close()
+    again = world.verdict(early)
+    assert again.revision == 2
+    assert again.figures["detector"] == said
+    row = verdicts.verdict_history(local, "m", world.at(early))[-1]
+    answer = verify_verdict(local, row.id)
+    assert answer.expired
+    assert answer.parts == ["the detector's state before it has expired"]
+
+
+def test_a_short_reference_gives_no_detector_and_says_what_it_needs(local):
+    world = World(local, contract(reference=Reference(windows=12)))
+    world.go(20)
+    with local.read() as connection:
+        (row,) = detectors_of(connection, "m")
+    assert row.fitted is None
+    assert row.refused.startswith("the baseline holds 12 windows; the detector needs 48")
+    assert world.verdict(19).figures["detector"]["reason"] == row.refused
+
+
+def test_a_file_without_times_gives_the_figures_and_traffic_the_detector(local, tmp_path):
+    world = World(local, contract(reference=Reference(from_="training.csv", windows=50)))
+    training = tmp_path / "training.csv"
+    rng = np.random.default_rng(11)
+    columns = (
+        rng.normal(size=3_000),
+        rng.exponential(size=3_000),
+        rng.choice(list("abc"), 3_000),
+        rng.choice(["a", "b"], 3_000),
+    )
+    lines = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+    training.write_text("\n".join(["x,y,c,answer", *lines]))
+    fitted = baselines.fit_from_file(
+        local, "m", str(training), prediction_column="answer", now_ms=world.now_ms
+    )
+    with local.read() as connection:
+        world.writer.cuts = active_cuts(connection, "m")
+
+    world.go(10)
+    early = world.verdict(9)
+    assert early.figures["detector"]["reason"].startswith("calibrating: 9 of 50 windows")
+    assert early.outcome is Outcome.CANNOT_TELL
+    assert early.evidence.baseline_id == fitted
+
+    world.go(45)
+    late = world.verdict(54)
+    assert late.evidence.baseline_id == fitted, "figures stay those against the file"
+    assert late.figures["detector"]["evidence"] >= 0
+    assert late.outcome is Outcome.OK
+    world.go(5, shift=1.0)
+    assert world.verdict(world.next - 1).outcome is Outcome.ALARM
+
+
+def test_new_windows_wait_for_a_detector_that_is_being_fitted(local, monkeypatch):
+    import threading
+
+    from trimtab.monitor import fits
+
+    go_on = threading.Event()
+    real = fits.fit_detector
+
+    def slow(*args, **kwargs):
+        go_on.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(fits, "fit_detector", slow)
+    world = World(local, fit_wait_s=0.01)
+    world.go(REFERENCE + 5)
+    newest = verdicts.latest_verdicts(local, "m")[0].verdict
+    assert newest.window_start_ms == world.at(REFERENCE - 1)
+    assert world.evaluator.behind
+    go_on.set()
+    while not detectors_in(local):
+        world.evaluator.tick(world.now_ms)
+    world.close()
+    for number in range(REFERENCE, REFERENCE + 5):
+        assert world.verdict(number).figures["detector"]["id"] == 1
+    world.evaluator.close()
+
+
+def detectors_in(store: Store) -> bool:
+    with store.read() as connection:
+        return bool(detectors_of(connection, "m"))
+
+
+def test_a_new_baseline_of_few_windows_inherits_what_is_usual(local):
+    world = World(local)
+    world.go(REFERENCE + 2)
+    world.go(20, shift=0.8)
+    assert open_alerts(local)
+    baselines.rebase(
+        local, "m", world.at(REFERENCE + 4), world.at(REFERENCE + 20), "rebase", world.now_ms
+    )
+    world.go(6, shift=0.8)
+    with local.read() as connection:
+        rows = detectors_of(connection, "m")
+    assert rows[-1].fitted.inherited
+    assert rows[-1].fitted.calibration.windows == 16
+    assert world.verdict(world.next - 1).outcome is Outcome.OK
+    assert open_alerts(local) == []
+
+
+def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(local):
+    world = World(local)
+    world.go(REFERENCE)
+    world.go(20, shift=0.8)
+    since = REFERENCE + 4
+    baselines.rebase(local, "m", world.at(since), world.at(REFERENCE + 20), "rebase", world.now_ms)
+    world.go(since + 167 - world.next, shift=0.8)
+    assert [b.source for b in baselines.baselines_of(local, "m")] == ["traffic", "rebase"]
+    world.go(3, shift=0.8)
+    grown = baselines.baselines_of(local, "m")[-1]
+    assert grown.source.startswith("grown:")
+    assert 168 <= grown.windows <= 170
+    with local.read() as connection:
+        fitted = detectors_of(connection, "m")[-1].fitted
+    assert not fitted.inherited
+    assert fitted.certificate is not None
+    assert world.verdict(world.next - 1).figures["detector"]["id"] == 3
+
+
+def test_the_budget_of_the_contract_is_the_detectors(local):
+    world = World(local, contract(alarms=Alarms(false_alarms="1 per 90 days")))
+    world.go(REFERENCE + 1)
+    assert world.verdict(REFERENCE).figures["detector"]["windows_per_alarm"] == 90 * 24
+
+
+def test_without_one_of_its_own_a_model_has_a_quarter_of_the_fleets_budget(local):
+    world = World(local, contract(alarms=Alarms()))
+    world.go(REFERENCE + 1)
+    assert world.verdict(REFERENCE).figures["detector"]["windows_per_alarm"] == 30 * 24
+
+
+def test_two_evaluators_give_the_same_detector(sqlite_url, tmp_path):
+    made = []
+    for place in ("one", "two"):
+        store = open_store(f"sqlite:///{tmp_path / place}.db")
+        metadata.create_all(store.engine)
+        world = World(store)
+        world.go(REFERENCE + 1)
+        with store.read() as connection:
+            fitted = detectors_of(connection, "m")[0].fitted
+        made.append(fitted)
+        store.close()
+    assert isinstance(made[0].detector(720.0, HOUR), Detector)
+    assert (made[0].calibration.innovation == made[1].calibration.innovation).all()
+    assert made[0].certificate == made[1].certificate
