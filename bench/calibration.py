@@ -4,7 +4,7 @@
 
 16 normal and 4 categorical features, windows of 1,000 rows on average, a reference of 336 windows, one false
 alarm allowed per A = 720 windows. Every row is made, counted under cuts of the reference (`observe_pane`), read
-(`Contrasts.measure`) and judged (`fit`, `certify`, `Detector.update`): the code of a monitor. An alarm is
+(`Contrasts.measure`) and judged (`fit_detector`, `Detector.update`): the code of a monitor, volume and all. An alarm is
 accepted at once, so that it hides none that would follow.
 
 `false_alarms_per_budget`: alarms per A windows without a change, by the kind of variation (`NULLS` of
@@ -32,6 +32,7 @@ sys.path.append(str(rig.ROOT / "tests" / "support"))
 
 from drift_peers import QUIET, Runs
 from drift_traffic import (
+    HOUR_MS,
     NULLS,
     SHIFTS,
     STRESSES,
@@ -44,7 +45,8 @@ from drift_traffic import (
     without_whitening,
 )
 
-from trimtab.detect.contrasts import ordinary
+from trimtab.detect.evidence import Detector
+from trimtab.detect.sources import ordinary
 
 WINDOWS_PER_ALARM = 720
 DELTAS = {"default": 0.05, "sensitive": 0.02}
@@ -75,15 +77,15 @@ class Size(msgspec.Struct, frozen=True):
 
 
 FULL = Size(
-    draws=8,
-    windows=1_500,
+    draws=4,
+    windows=2_000,
     changes=6,
     delay_nulls=DELAY_NULLS,
     deltas=("default", "sensitive"),
     peer_nulls=tuple(ALL_NULLS),
-    far_peer_nulls=tuple(ALL_NULLS),
-    peer_windows=100,
-    peer_changes=2,
+    far_peer_nulls=("iid", "ar", "diurnal", "prod"),
+    peer_windows=60,
+    peer_changes=1,
     peer_cap=20,
     ablation_windows=1_000,
 )
@@ -141,11 +143,11 @@ def measured(name: str, seed: int, draw: int, size: Size, tallies: Mapping[str, 
     reference = Reference(traffic)
     watches = {}
     for which, tally in tallies.items():
-        detector, certificate = reference.detector(WINDOWS_PER_ALARM, DELTAS[which])
-        assert certificate is not None
-        watches[which] = Watch(detector)
-        tally.factors.append(certificate.factor)
-        tally.seasons.append(detector.calibration.season)
+        fitted = reference.fitted(WINDOWS_PER_ALARM, DELTAS[which])
+        assert fitted.certificate is not None
+        watches[which] = Watch(fitted.detector(WINDOWS_PER_ALARM, HOUR_MS))
+        tally.factors.append(fitted.certificate.factor)
+        tally.seasons.append(fitted.calibration.season)
     every = size.windows // size.changes
     for t in range(size.windows):
         rows = traffic.window()
@@ -191,13 +193,11 @@ def ablations(seed: int, windows: int) -> dict[str, float]:
     for name in ("iid", "ar"):
         traffic = Traffic(NULLS[name], [seed, 99, 1])
         reference = Reference(traffic)
-        plain, _ = reference.detector(
-            WINDOWS_PER_ALARM, DELTAS["sensitive"], changed=without_whitening
-        )
-        watch = Watch(plain)
+        plain = without_whitening(reference.calibration(DELTAS["sensitive"]))
+        watch = Watch(Detector(reference.contrasts, plain, WINDOWS_PER_ALARM, HOUR_MS))
 
         def counts(rows: Any, known: Reference = reference) -> list[Any]:
-            state = observe(known.cuts, rows)
+            state = observe(known.cuts, rows).state
             return [ordinary(cut, state.features[f]) for f, cut in known.cuts.feature.items()]
 
         exact = OneSample([counts(rows) for rows in reference.rows], WINDOWS_PER_ALARM)

@@ -17,7 +17,6 @@ not there; they are not part of trimtab. Where the data has no times, windows of
                 alarms outside. A value or twelve an hour: far below the 200 rows that windows should have.
 """
 
-import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,9 +142,7 @@ def count(cuts: ModelCuts, rows: pd.DataFrame, categories: Sequence[str]) -> Pan
 
 def read(path: Path, **more: Any) -> pd.DataFrame:
     """Read a CSV file, packed or not."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        return pd.read_csv(file, **more)
+    return pd.read_csv(path, **more)
 
 
 def since(run: Run, change: int) -> dict[str, Any]:
@@ -182,9 +179,7 @@ def car_loan(data: Path) -> dict[str, Any]:
     """200 rows a window."""
     folder = data / "nannyml_car_loan"
     left_out = ["id", "timestamp", "y_pred"]
-    known = read(folder / "synthetic_car_loan_reference.csv.gz").drop(
-        columns=[*left_out, "repaid"]
-    )
+    known = read(folder / "synthetic_car_loan_reference.csv.gz").drop(columns=[*left_out, "repaid"])
     later = read(folder / "synthetic_car_loan_analysis.csv.gz").drop(columns=left_out)
     reference = by_rows(known, 200)
     windows = [*reference, *by_rows(later[known.columns], 200)]
@@ -225,7 +220,9 @@ def nab(name: str, length_ms: int) -> Callable[[Path], dict[str, Any]]:
         begins = sorted(groups)
         reference = sum(start + length_ms <= labelled[0][0] for start in begins)
         run = judge(
-            Stream([groups[k] for k in begins], begins, length_ms, reference, 30 * DAY_MS / length_ms)
+            Stream(
+                [groups[k] for k in begins], begins, length_ms, reference, 30 * DAY_MS / length_ms
+            )
         )
         inside = [
             {k for k, (a, b) in enumerate(labelled) if start < b and start + length_ms > a}

@@ -23,17 +23,26 @@ from scipy import special, stats
 
 from trimtab.detect import certificate
 from trimtab.detect.calibration import Calibration, fit
-from trimtab.detect.contrasts import Contrasts, Measured, SourceContrasts, ordinary
+from trimtab.detect.contrasts import Contrasts, Measured
+from trimtab.detect.drift import merged
 from trimtab.detect.evidence import (
     RATE_ALLOWANCE,
     Detector,
+    Moved,
     Muted,
     cap,
     log_ratios,
     rate_log_ratios,
 )
+from trimtab.detect.observed import Observed
+from trimtab.detect.sources import SourceContrasts, ordinary
 from trimtab.stats.aggregate import Column, FeatureState, PaneState, observe_pane
-from trimtab.stats.cuts import SPECIAL_BINS, build_numeric_cuts, model_cuts
+from trimtab.stats.cuts import (
+    SPECIAL_BINS,
+    build_category_cuts,
+    build_numeric_cuts,
+    model_cuts,
+)
 
 BUDGET = 100
 """A: short, so that many budgets fit into a test."""
@@ -80,7 +89,9 @@ def known(k, *, floor=0.0, rows=1_000, rates=0):
         gap=np.array([0.25, 0.5, 1, 2, 4]) / np.sqrt(rows) * one[:, None],
         rate=np.full(rates, 0.01),
         dispersion=np.ones(rates),
-        least_rows=1,
+        least_rows=one,
+        familiar=np.ones(168, dtype=np.bool_),
+        only_familiar=np.zeros(k, dtype=np.bool_),
     )
 
 
@@ -91,7 +102,7 @@ def test_a_factor_has_mean_one_at_most_for_every_change_below_the_floor(floor, p
     deviation = 1 / np.sqrt(rows)
     z, step = np.linspace(-12, 12, 4_001, retstep=True)
     e = (part * floor + z * deviation)[:, None]
-    log = log_ratios(calibration, e, calibration.floor, np.array([deviation**2]), most)
+    log = log_ratios(calibration, e, calibration.floor, np.array([deviation**2]), np.array([most]))
     mean = (np.exp(log) * stats.norm.pdf(z)[:, None, None, None]).sum(0) * step
     assert (mean <= 1 + 1e-9).all()
     if part == 1 and most == 60:
@@ -129,7 +140,7 @@ def plain_contrasts(k, rates=()):
 
 
 def test_with_known_parameters_the_mean_time_to_an_alarm_is_one_to_three_budgets():
-    k, windows = 8, 400 * BUDGET
+    k, windows = 8, 200 * BUDGET
     detector = Detector(plain_contrasts(k), known(k), BUDGET, HOUR_MS)
     watch, rng = Watch(detector), np.random.default_rng(2)
     n, none = np.full(k, 1_000.0), np.zeros(0)
@@ -145,8 +156,8 @@ def test_with_known_parameters_the_mean_time_to_an_alarm_is_one_to_three_budgets
 @pytest.mark.parametrize("null", NULLS)
 def test_without_a_change_alarms_stay_within_the_budget(null):
     traffic, reference = made(null)
-    detector, _ = reference.detector(BUDGET, 0.05)
-    assert detector.calibration.season == ("hour" if NULLS[null].diurnal else "none")
+    detector = reference.detector(BUDGET, 0.05)
+    assert (detector.calibration.season == "none") == (not NULLS[null].diurnal)
     assert alarms(Watch(detector), traffic.branch(1), reference, 800) <= allowed(800)
 
 
@@ -157,7 +168,7 @@ def counted(reference, per_feature, start_ms):
         for (name, cut), counts in zip(reference.cuts.feature.items(), per_feature, strict=True)
     }
     state = PaneState(reference.cuts.cuts_id, int(per_feature[0].sum()), features=features)
-    return reference.contrasts.measure(state, reference.cuts), start_ms
+    return reference.contrasts.measure(Observed(state=state), reference.cuts), start_ms
 
 
 @pytest.mark.slow
@@ -166,11 +177,11 @@ def test_a_change_of_exactly_the_floor_in_every_feature_is_within_the_budget(row
     _, reference = made("iid", numbers=8, categories=0)
     rng = np.random.default_rng(rows)
     shares, tilted = [], []
-    for source, (name, cut) in zip(
-        reference.contrasts.sources, reference.cuts.feature.items(), strict=True
-    ):
+    features = [s for s in reference.contrasts.sources if s.name in reference.cuts.feature]
+    for source, (name, cut) in zip(features, reference.cuts.feature.items(), strict=True):
         counts = sum(
-            ordinary(cut, observe(reference.cuts, r).features[name]) for r in reference.rows[:24]
+            ordinary(cut, observe(reference.cuts, r).state.features[name])
+            for r in reference.rows[:24]
         )
         p = counts / counts.sum()
         shares.append(p)
@@ -183,7 +194,7 @@ def test_a_change_of_exactly_the_floor_in_every_feature_is_within_the_budget(row
     fitted = fit(*map(list, zip(*known_windows, strict=True)), HOUR_MS, delta=0.05, season="none")
     # The shares for which the mean of each location contrast is its floor beyond what it is now.
     place = 0
-    for j, source in enumerate(reference.contrasts.sources):
+    for j, source in enumerate(features):
         h = source.matrix[:, 0]
         spread = shares[j] @ h**2 - (shares[j] @ h) ** 2
         move = fitted.floor[place] + fitted.mu[0, place] - shares[j] @ h
@@ -208,7 +219,7 @@ def test_a_reference_of_168_windows_is_enough(null):
     total = 0
     for seed in range(3):
         traffic, reference = made(null, seed=seed + 10, windows=168, numbers=4, categories=1)
-        detector, _ = reference.detector(BUDGET, 0.05)
+        detector = reference.detector(BUDGET, 0.05)
         total += alarms(Watch(detector), traffic.branch(1), reference, 400)
     assert total <= allowed(1_200)
 
@@ -218,10 +229,12 @@ def test_without_whitening_dependent_windows_exceed_the_budget():
     """The tests above have the power to see a detector that is not valid."""
     traffic, reference = made("ar")
     budget, windows = 300, 1_500
-    plain, _ = reference.detector(budget, 0.02, changed=without_whitening)
+    plain = Detector(
+        reference.contrasts, without_whitening(reference.calibration(0.02)), budget, HOUR_MS
+    )
     most = allowed(windows, budget)
     assert alarms(Watch(plain), traffic.branch(2), reference, windows) > most
-    whitened, _ = reference.detector(budget, 0.02)
+    whitened = reference.detector(budget, 0.02)
     assert alarms(Watch(whitened), traffic.branch(2), reference, windows) <= most
 
 
@@ -230,7 +243,7 @@ def test_a_reference_taken_for_exact_exceeds_the_budget():
     traffic, reference = made("ar")
 
     def counts(rows):
-        state = observe(reference.cuts, rows)
+        state = observe(reference.cuts, rows).state
         return [ordinary(cut, state.features[f]) for f, cut in reference.cuts.feature.items()]
 
     detector = OneSample([counts(rows) for rows in reference.rows], BUDGET)
@@ -271,7 +284,7 @@ def test_what_the_certificate_says_is_about_what_a_fresh_run_shows(null, monkeyp
     windows_per_alarm, windows, said, seen = 20, 1_500, [], []
     for seed in (3, 4):
         traffic, reference = made(null, seed=seed, windows=720, numbers=4, categories=1)
-        fitted = fit(reference.measured, reference.starts_ms, HOUR_MS, delta=0.0, season="none")
+        fitted = reference.calibration(0.0)
         kept, found = certificate.certify(
             reference.contrasts,
             fitted.inflated(0.5),  # too small by far: as fitted, there would be no alarm to count
@@ -298,7 +311,7 @@ def test_what_the_certificate_says_is_about_what_a_fresh_run_shows(null, monkeyp
 )
 def test_a_change_is_found_within_windows_that_are_stated(null, shift, most):
     traffic, reference = made(null, seed=1, numbers=16, categories=4)
-    detector, _ = reference.detector(720, 0.05)
+    detector = reference.detector(720, 0.05)
     delays = []
     for place in range(10):
         branch = traffic.branch(place)
@@ -312,6 +325,46 @@ def test_a_change_is_found_within_windows_that_are_stated(null, shift, most):
     assert np.mean(delays) <= most
 
 
+def constant_then(values, kind):
+    """Counts of 60 windows of one value, then of `values`; and the sources of the former."""
+    known = [np.full(500, 3.0)] * 60 if kind == "number" else [["a"] * 500] * 60
+    if kind == "number":
+        cuts = model_cuts([("x", build_numeric_cuts(np.concatenate(known)))])
+    else:
+        cuts = model_cuts([("x", build_category_cuts((), declared=("a", "b")))])
+
+    def count(column):
+        columns = {"numeric": {}, "categories": {}}
+        columns["numeric" if kind == "number" else "categories"] = {
+            "x": Column(column) if kind == "number" else column
+        }
+        return Observed(state=observe_pane(cuts, 500, **columns, statuses={"ok": 500}, rules={}))
+
+    windows = [count(column) for column in known]
+    contrasts = Contrasts.of(cuts, merged(windows), windows=60)
+    starts = [START_MS + t * HOUR_MS for t in range(62)]
+    fitted = fit([contrasts.measure(w, cuts) for w in windows], starts[:60], HOUR_MS, delta=0.05)
+    watch = Watch(Detector(contrasts, fitted, 720, HOUR_MS))
+    same = watch.see(contrasts.measure(windows[0], cuts), starts[60])
+    return same, watch.see(contrasts.measure(count(values), cuts), starts[61])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("number", np.array([3.0, 4.0] * 250)), ("category", ["a"] * 400 + ["b"] * 100)],
+)
+def test_a_constant_that_begins_to_vary_is_found_at_once(kind, values):
+    same, varies = constant_then(values, kind)
+    assert not same.alarm
+    assert varies.alarm
+    assert [(one.source, one.what) for one in varies.moved] == [("x", "new_values")]
+
+
+def test_what_the_baseline_has_everywhere_has_no_rate_of_new_values():
+    _, reference = made("iid", numbers=4, categories=1)
+    assert not any(rate == "new_values" for _, rate in reference.contrasts.rate_names)
+
+
 # --- laws ---------------------------------------------------------------------------------------------
 
 
@@ -323,7 +376,7 @@ def test_how_rows_are_split_over_partitions_changes_no_bit(seed, bounds):
     rows = traffic.branch(seed).window()
     order = rng.permutation(rows.numbers.shape[1])
     parts = np.split(order, sorted(bounds))
-    whole = PaneState.identity(reference.cuts)
+    whole = Observed(state=PaneState.identity(reference.cuts))
     for part in parts:
         whole = whole.merge(observe(reference.cuts, rows.take(part)))
     together = reference.measure(rows)
@@ -336,9 +389,19 @@ def test_how_rows_are_split_over_partitions_changes_no_bit(seed, bounds):
 @given(st.sampled_from(["1x.25", "all.25", "cat5%"]), st.integers(0, 3))
 def test_a_muted_source_never_raises_the_evidence(shift, source):
     traffic, reference = made("iid", numbers=4, categories=1)
-    detector, _ = reference.detector(10**9, 0.05, changed=lambda fitted: fitted)
+    detector = Detector(reference.contrasts, reference.calibration(0.05), 10**9, HOUR_MS)
     loud = Watch(detector)
-    empty = Muted(START_MS, np.zeros((0, 12)), np.zeros((0, 2, 3)))
+    moved = Moved(
+        source=f"n{source}",
+        what="location",
+        share=1.0,
+        onset_ms=START_MS,
+        windows=2,
+        effect=0.3,
+        error=0.1,
+        usual=0.0,
+    )
+    empty = Muted(moved, np.zeros((0, 12)), np.zeros((0, 2, 3)))
     quiet = Watch(detector, replace(detector.start(), muted={f"n{source}": empty}))
     branch = traffic.branch(source)
     for age in range(5):
@@ -349,7 +412,7 @@ def test_a_muted_source_never_raises_the_evidence(shift, source):
 
 def test_windows_of_a_million_rows_in_one_bin_stay_finite():
     _, reference = made("iid", numbers=4, categories=1)
-    detector, _ = reference.detector(720, 0.05)
+    detector = reference.detector(720, 0.05)
     watch = Watch(detector)
     last = [np.zeros(cut.size - SPECIAL_BINS) for cut in reference.cuts.feature.values()]
     last[-1] = np.zeros(len(reference.cuts.feature["c0"].categories))
@@ -362,18 +425,26 @@ def test_windows_of_a_million_rows_in_one_bin_stay_finite():
         assert all(np.isfinite(one.effect) for one in said.moved)
 
 
-def test_windows_without_rows_or_without_values_leave_the_evidence_as_it_was():
+def test_windows_without_rows_leave_the_evidence_on_values_as_it_was():
     traffic, reference = made("iid", numbers=4, categories=1)
-    detector, _ = reference.detector(720, 0.05)
-    watch = Watch(detector)
+    watch = Watch(reference.detector(720, 0.05))
     branch = traffic.branch(9)
     alarms(watch, branch, reference, 5)
-    before, start_ms = watch.state, branch.window().start_ms
-    nothing = PaneState.identity(reference.cuts)
-    said = watch.see(reference.contrasts.measure(nothing, reference.cuts), start_ms)
+    before = watch.state
+    nothing = Observed(state=PaneState.identity(reference.cuts))
+    said = watch.see(reference.contrasts.measure(nothing, reference.cuts), branch.window().start_ms)
     assert not said.alarm
-    assert (watch.state.contrasts.m == before.contrasts.m).all()
-    assert (watch.state.rates.m == before.rates.m).all()
+    of_values = np.array([source != "volume" for source, _ in reference.contrasts.contrast_names])
+    after = watch.state
+    assert (after.contrasts.m[of_values] == before.contrasts.m[of_values]).all()
+    assert (after.rates.m == before.rates.m).all()
+
+
+def test_windows_without_values_alarm_on_what_is_missing_alone():
+    traffic, reference = made("iid", numbers=4, categories=1)
+    watch = Watch(reference.detector(720, 0.05))
+    branch = traffic.branch(9)
+    alarms(watch, branch, reference, 5)
     missing = observe_pane(
         reference.cuts,
         1_000,
@@ -382,7 +453,8 @@ def test_windows_without_rows_or_without_values_leave_the_evidence_as_it_was():
         statuses={},
         rules={},
     )
-    said = watch.see(reference.contrasts.measure(missing, reference.cuts), start_ms + HOUR_MS)
+    measured = reference.contrasts.measure(Observed(state=missing), reference.cuts)
+    said = watch.see(measured, branch.window().start_ms)
     assert said.alarm
     assert {one.what for one in said.moved} == {"missing"}
     assert {one.source for one in said.moved} == {"n0", "n1", "n2", "n3", "c0"}
@@ -403,21 +475,20 @@ def test_a_monotone_transform_of_a_number_changes_nothing(transform):
 
         def count(column):
             numeric = {"x": Column(column)}
-            return observe_pane(
-                cuts, column.size, numeric=numeric, categories={}, statuses={}, rules={}
+            return Observed(
+                state=observe_pane(
+                    cuts, column.size, numeric=numeric, categories={}, statuses={}, rules={}
+                )
             )
 
         panes = [count(column) for column in columns]
-        whole = panes[0]
-        for pane in panes[1:100]:
-            whole = whole.merge(pane)
-        contrasts = Contrasts.of(cuts, whole)
+        contrasts = Contrasts.of(cuts, merged(panes[:100]))
         windows = [contrasts.measure(pane, cuts) for pane in panes]
         starts = [START_MS + t * HOUR_MS for t in range(len(windows))]
         fitted = fit(windows[:100], starts[:100], HOUR_MS, delta=0.05)
         watch = Watch(Detector(contrasts, fitted, 720, HOUR_MS))
         said = [watch.see(w, at) for w, at in zip(windows[100:], starts[100:], strict=True)]
-        return [pane.features["x"].counts for pane in panes], said
+        return [pane.state.features["x"].counts for pane in panes], said
 
     counts, said = judged(values)
     assert any(one.alarm for one in said)
@@ -425,8 +496,8 @@ def test_a_monotone_transform_of_a_number_changes_nothing(transform):
 
 
 def test_the_cap_lets_no_window_alarm_alone():
-    weights = np.array([0.5, 0.3])
+    by_sign = np.array([[0.25, 0.25], [0.15, 0.15], [0.3, 0.0]])
     for windows_per_alarm in (100, 720, 43_200):
-        most = cap(weights, windows_per_alarm, 2)
-        assert weights.max() * np.exp(most) / 10 < windows_per_alarm
-        assert weights.max() * np.exp(2 * most) / 10 > windows_per_alarm
+        most = cap(by_sign, windows_per_alarm, 2)
+        assert 0.3 * np.exp(most) / 5 < windows_per_alarm
+        assert 0.3 * np.exp(2 * most) / 5 > windows_per_alarm

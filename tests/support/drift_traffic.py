@@ -4,18 +4,20 @@ A row has 16 numbers that are N(0, 1) and 4 categories of five levels, cut out o
 1,000 rows (statistics, section C). A `Null` is how windows vary while nothing has changed, a `Shift` is a change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.detect.calibration import Calibration, Season, fit
-from trimtab.detect.certificate import Certificate, certify
+from trimtab.contracts.model import Alarms, Contract, Feature, Windows
+from trimtab.detect.calibration import Calibration, calibrate
 from trimtab.detect.contrasts import Contrasts, Measured
+from trimtab.detect.drift import Fitted, Refused, fit_detector, merged
 from trimtab.detect.evidence import Detector, Said, State
-from trimtab.stats.aggregate import Column, PaneState, observe_pane
+from trimtab.detect.observed import Observed
+from trimtab.stats.aggregate import Column, observe_pane
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import ModelCuts, build_category_cuts, build_numeric_cuts, model_cuts
 
@@ -29,6 +31,8 @@ LEVELS = tuple("abcde")
 LEVEL_EDGES = np.array([-0.25, 0.5, 1.0, 1.6])
 """Shares .40, .29, .15, .10 and .055."""
 REFERENCE_WINDOWS = 336
+LEAST_ROWS = 200
+"""A window needs so many rows to be read."""
 CUT_WINDOWS = 24
 """Cuts are made of the rows of so many windows."""
 
@@ -178,10 +182,10 @@ def cuts_of(windows: Sequence[Rows]) -> ModelCuts:
     )
 
 
-def observe(cuts: ModelCuts, rows: Rows) -> PaneState:
+def observe(cuts: ModelCuts, rows: Rows) -> Observed:
     """Count a window's rows as the monitor does."""
     n = rows.numbers.shape[1]
-    return observe_pane(
+    state = observe_pane(
         cuts,
         n,
         numeric={f"n{j}": Column(column) for j, column in enumerate(rows.numbers)},
@@ -189,45 +193,69 @@ def observe(cuts: ModelCuts, rows: Rows) -> PaneState:
         statuses={"ok": n},
         rules={},
     )
+    return Observed(state=state)
+
+
+def contract_of(cuts: ModelCuts, delta: float) -> Contract:
+    """Return a contract of these features, with windows of an hour."""
+    kinds = {
+        name: Feature(kind="category" if name.startswith("c") else "number")
+        for name in cuts.feature
+    }
+    return Contract(
+        name="m",
+        task="binary",
+        features=kinds,
+        windows=Windows(length="1h", min_rows=LEAST_ROWS),
+        alarms=Alarms(smallest_shift=delta),
+    )
 
 
 class Reference:
-    """Reference windows of some traffic: cuts, contrasts, and what they measured."""
+    """Reference windows of some traffic, counted."""
 
     def __init__(self, traffic: Traffic, windows: int = REFERENCE_WINDOWS) -> None:
-        rows = [traffic.window() for _ in range(windows)]
-        self.rows = rows
-        self.cuts = cuts_of(rows[:CUT_WINDOWS])
-        panes = [observe(self.cuts, one) for one in rows]
-        whole = panes[0]
-        for pane in panes[1:]:
-            whole = whole.merge(pane)
-        self.contrasts = Contrasts.of(self.cuts, whole)
-        self.measured = [self.contrasts.measure(pane, self.cuts) for pane in panes]
-        self.starts_ms = [one.start_ms for one in rows]
+        self.rows = [traffic.window() for _ in range(windows)]
+        self.cuts = cuts_of(self.rows[:CUT_WINDOWS])
+        self.windows = [(one.start_ms, observe(self.cuts, one)) for one in self.rows]
+        self.starts_ms = [one.start_ms for one in self.rows]
+        self.contrasts = Contrasts.of(
+            self.cuts,
+            merged(one for _, one in self.windows),
+            windows=windows,
+            min_rows=LEAST_ROWS,
+        )
+        self.measured = [self.contrasts.measure(one, self.cuts) for _, one in self.windows]
 
     def measure(self, rows: Rows) -> Measured:
         """Read a window's rows, through their counts."""
         return self.contrasts.measure(observe(self.cuts, rows), self.cuts)
 
-    def detector(
-        self,
-        windows_per_alarm: float,
-        delta: float,
-        *,
-        season: Season | None = None,
-        changed: Callable[[Calibration], Calibration] | None = None,
-    ) -> tuple[Detector, Certificate | None]:
-        """Fit and certify a detector; with `changed`, of the calibration that this makes, not certified."""
-        fitted = fit(self.measured, self.starts_ms, HOUR_MS, delta=delta, season=season)
-        certificate = None
-        if changed is None:
-            fitted, certificate = certify(
-                self.contrasts, fitted, self.measured, self.starts_ms, windows_per_alarm, HOUR_MS, 1
-            )
-        else:
-            fitted = changed(fitted)
-        return Detector(self.contrasts, fitted, windows_per_alarm, HOUR_MS), certificate
+    def fitted(self, windows_per_alarm: float, delta: float) -> Fitted:
+        """Fit and certify a detector, as the monitor does."""
+        contract = contract_of(self.cuts, delta)
+        made = fit_detector(
+            self.cuts, self.windows, contract, windows_per_alarm, bounded={}, seed=1
+        )
+        if isinstance(made, Refused):
+            raise TypeError(made.reason)
+        return made
+
+    def detector(self, windows_per_alarm: float, delta: float) -> Detector:
+        """Return such a detector."""
+        return self.fitted(windows_per_alarm, delta).detector(windows_per_alarm, HOUR_MS)
+
+    def calibration(self, delta: float) -> Calibration:
+        """Return what is fitted, without the certificate."""
+        return calibrate(
+            self.contrasts,
+            self.measured,
+            self.starts_ms,
+            HOUR_MS,
+            delta=delta,
+            time_zone="UTC",
+            min_rows=LEAST_ROWS,
+        )
 
 
 class Watch:
