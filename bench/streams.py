@@ -6,15 +6,16 @@ The first part of a stream is the reference: cuts, contrasts and calibration; th
 window, as a monitor does, and an alarm mutes its sources until they are as they were. Labels are left out.
 Streams are read from FOLDER, by default `shared/data` beside the repository, and skipped by name where they are
 not there; they are not part of trimtab. Where the data has no times, windows of fixed row counts begin an hour
-(`noaa_weather`: as many days as rows) after each other.
+(`elec2`, `noaa_weather`: days) after each other.
 
-`digits08`      no change is known: no alarm is right
+`digits08`      no change is known: no alarm is right. 15 rows a window, half of what the monitor would read
 `elec2`         three columns, constant until row 17,424, begin to vary there; prices and demand have seasons
                 of a year all the while, and a reference of less than that cannot know them
 `car_loan`      NannyML's synthetic loans: drift planted at row 25,000 of the analysis part
 `noaa_weather`  50 years of daily weather: no change is known, a season of a year that no calendar of ours has
-`nab_*`         Numenta's series with known causes: labelled windows that had an alarm, those that had none,
-                alarms outside. A value or twelve an hour: far below the 200 rows that windows should have.
+`nab_*`         Numenta's series with known causes, one number each: labelled windows in which an alarm was raised,
+                those with none, alarms outside. An alarm stays open, and raises no other, until the series is as
+                it was: `open_windows` counts these.
 """
 
 import json
@@ -27,16 +28,19 @@ import numpy as np
 import pandas as pd
 import rig
 
-from trimtab.detect.calibration import fit
+from trimtab.detect.calibration import REFUSED_WINDOWS, calibrate
 from trimtab.detect.certificate import certify
 from trimtab.detect.contrasts import Contrasts
+from trimtab.detect.drift import LEAST_ROWS, merged
 from trimtab.detect.evidence import Detector, Said
-from trimtab.stats.aggregate import Column, PaneState, observe_pane
+from trimtab.detect.observed import Observed
+from trimtab.stats.aggregate import Column, observe_pane
 from trimtab.stats.cuts import ModelCuts, build_category_cuts, build_numeric_cuts, model_cuts
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 START_MS = 1_700_006_400_000
 DELTA = 0.05
+Measurement = Callable[[Path], Any]
 NAB = "nab/data/realKnownCause"
 
 
@@ -50,6 +54,7 @@ class Stream(msgspec.Struct, frozen=True):
     windows_per_alarm: float
     categories: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    min_rows: int = LEAST_ROWS
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -79,8 +84,10 @@ def starts(count: int, length_ms: int) -> list[int]:
     return [START_MS + at * length_ms for at in range(count)]
 
 
-def judge(stream: Stream) -> Run:
-    """Fit a detector on the reference and show it the rest."""
+def judge(stream: Stream) -> Run | str:
+    """Fit a detector on the reference and show it the rest; or say why there is none."""
+    if stream.reference < REFUSED_WINDOWS:
+        return f"refused: {stream.reference} reference windows; a detector needs {REFUSED_WINDOWS}"
     columns = list(stream.windows[0].columns)
     reference = pd.concat(stream.windows[: stream.reference])
     built = {
@@ -93,14 +100,19 @@ def judge(stream: Stream) -> Run:
         [(name, built[name]) for name in columns if name not in stream.outputs],
         [(name, built[name]) for name in stream.outputs],
     )
-    panes = [count(cuts, window, stream.categories) for window in stream.windows]
-    baseline = panes[0]
-    for pane in panes[1 : stream.reference]:
-        baseline = baseline.merge(pane)
-    contrasts = Contrasts.of(cuts, baseline)
-    measured = [contrasts.measure(pane, cuts) for pane in panes]
+    observed = [count(cuts, window, stream.categories) for window in stream.windows]
+    baseline = merged(observed[: stream.reference])
+    contrasts = Contrasts.of(cuts, baseline, windows=stream.reference, min_rows=stream.min_rows)
+    measured = [contrasts.measure(one, cuts) for one in observed]
     known = measured[: stream.reference], stream.starts_ms[: stream.reference]
-    fitted = fit(*known, stream.length_ms, delta=DELTA)
+    fitted = calibrate(
+        contrasts,
+        *known,
+        stream.length_ms,
+        delta=DELTA,
+        time_zone="UTC",
+        min_rows=stream.min_rows,
+    )
     kept, certificate = certify(
         contrasts, fitted, *known, stream.windows_per_alarm, stream.length_ms, 1
     )
@@ -111,6 +123,7 @@ def judge(stream: Stream) -> Run:
     ):
         state, one = detector.update(state, window, start_ms)
         said.append(one)
+    run = Run(said, stream.starts_ms[stream.reference :], {})
     summary = {
         "rows_per_window": round(float(np.mean([len(w) for w in stream.windows])), 1),
         "reference_windows": stream.reference,
@@ -119,14 +132,15 @@ def judge(stream: Stream) -> Run:
         "season": kept.season,
         "floor_median": round(float(np.median(kept.floor)), 3),
         "certificate_factor": certificate.factor,
-        "alarms": sum(one.alarm for one in said),
+        "alarms": [f"window {at}: {run.names(at)}" for at in run.alarms],
+        "open_windows": sum(bool(one.open) for one in said),
     }
-    return Run(said, stream.starts_ms[stream.reference :], summary)
+    return Run(said, run.starts_ms, summary)
 
 
-def count(cuts: ModelCuts, rows: pd.DataFrame, categories: Sequence[str]) -> PaneState:
+def count(cuts: ModelCuts, rows: pd.DataFrame, categories: Sequence[str]) -> Observed:
     """Count a window's rows."""
-    return observe_pane(
+    state = observe_pane(
         cuts,
         len(rows),
         numeric={
@@ -138,6 +152,7 @@ def count(cuts: ModelCuts, rows: pd.DataFrame, categories: Sequence[str]) -> Pan
         statuses={"ok": len(rows)},
         rules={},
     )
+    return Observed(state=state)
 
 
 def read(path: Path, **more: Any) -> pd.DataFrame:
@@ -145,10 +160,17 @@ def read(path: Path, **more: Any) -> pd.DataFrame:
     return pd.read_csv(path, **more)
 
 
-def since(run: Run, change: int) -> dict[str, Any]:
-    """Alarms before a change at window `change` (from 0 after the reference), and the delay of the first since."""
+def summary(run: Run | str) -> Any:
+    """Return what is printed of a stream without a known change."""
+    return run if isinstance(run, str) else run.summary
+
+
+def since(run: Run | str, change: int) -> Any:
+    """Add alarms before a change at window `change` (from 0 after the reference), and the delay of the first since."""
+    if isinstance(run, str):
+        return run
     found = [at for at in run.alarms if at >= change]
-    return {
+    return run.summary | {
         "alarms_before": sum(at < change for at in run.alarms),
         "delay_windows": found[0] - change + 1 if found else None,
         "named": run.names(found[0]) if found else "",
@@ -158,24 +180,24 @@ def since(run: Run, change: int) -> dict[str, Any]:
 # --- the streams --------------------------------------------------------------------------------------
 
 
-def digits08(data: Path) -> dict[str, Any]:
+def digits08(data: Path) -> Any:
     """15 rows a window, the first half is the reference."""
     frame = read(data / "digits08" / "stream.csv.gz").drop(columns="class")
     windows = by_rows(frame, 15)
-    run = judge(Stream(windows, starts(len(windows), HOUR_MS), HOUR_MS, 50, 720))
-    return run.summary | {"named": [run.names(at) for at in run.alarms]}
+    made = starts(len(windows), HOUR_MS)
+    return summary(judge(Stream(windows, made, HOUR_MS, 50, 720, min_rows=15)))
 
 
-def elec2(data: Path) -> dict[str, Any]:
+def elec2(data: Path) -> Any:
     """A day a window, 300 days of reference."""
     frame = read(data / "elec2" / "stream.csv.gz").drop(columns=["class", "date", "day", "period"])
     windows = by_rows(frame, 48)
     reference = 300
     run = judge(Stream(windows, starts(len(windows), DAY_MS), DAY_MS, reference, 365))
-    return run.summary | since(run, 17_424 // 48 - reference)
+    return since(run, 17_424 // 48 - reference)
 
 
-def car_loan(data: Path) -> dict[str, Any]:
+def car_loan(data: Path) -> Any:
     """200 rows a window."""
     folder = data / "nannyml_car_loan"
     left_out = ["id", "timestamp", "y_pred"]
@@ -194,21 +216,21 @@ def car_loan(data: Path) -> dict[str, Any]:
             ("y_pred_proba",),
         )
     )
-    return run.summary | since(run, 25_000 // 200)
+    return since(run, 25_000 // 200)
 
 
-def noaa_weather(data: Path) -> dict[str, Any]:
-    """28 days a window, ten years of reference."""
+def noaa_weather(data: Path) -> Any:
+    """30 days a window, ten years of reference."""
     frame = read(data / "noaa_weather" / "stream.csv.gz").drop(columns="target")
-    windows, length_ms = by_rows(frame, 28), 28 * DAY_MS
-    run = judge(Stream(windows, starts(len(windows), length_ms), length_ms, 130, 720))
-    return run.summary | {"named": [run.names(at) for at in run.alarms]}
+    windows, length_ms = by_rows(frame, 30), 30 * DAY_MS
+    run = judge(Stream(windows, starts(len(windows), length_ms), length_ms, 122, 720))
+    return summary(run)
 
 
-def nab(name: str, length_ms: int) -> Callable[[Path], dict[str, Any]]:
+def nab(name: str, length_ms: int) -> Measurement:
     """Return the measurement of one series; the reference ends where its first labelled window begins."""
 
-    def measured(data: Path) -> dict[str, Any]:
+    def measured(data: Path) -> Any:
         frame = read(data / NAB / f"{name}.csv", parse_dates=["timestamp"])
         times = frame["timestamp"].astype("datetime64[ms]").astype(np.int64)
         labels = json.loads((data / "nab" / "labels" / "combined_windows.json").read_text())
@@ -224,6 +246,8 @@ def nab(name: str, length_ms: int) -> Callable[[Path], dict[str, Any]]:
                 [groups[k] for k in begins], begins, length_ms, reference, 30 * DAY_MS / length_ms
             )
         )
+        if isinstance(run, str):
+            return run
         inside = [
             {k for k, (a, b) in enumerate(labelled) if start < b and start + length_ms > a}
             for start in (run.starts_ms[at] for at in run.alarms)
@@ -238,18 +262,18 @@ def nab(name: str, length_ms: int) -> Callable[[Path], dict[str, Any]]:
     return measured
 
 
-STREAMS: Mapping[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
+STREAMS: Mapping[str, tuple[str, Measurement]] = {
     "digits08": ("digits08", digits08),
     "elec2": ("elec2", elec2),
     "car_loan": ("nannyml_car_loan", car_loan),
     "noaa_weather": ("noaa_weather", noaa_weather),
-    "nab_ambient_temperature": (NAB, nab("ambient_temperature_system_failure", DAY_MS)),
-    "nab_cpu_utilization": (NAB, nab("cpu_utilization_asg_misconfiguration", HOUR_MS)),
-    "nab_ec2_latency": (NAB, nab("ec2_request_latency_system_failure", HOUR_MS)),
-    "nab_machine_temperature": (NAB, nab("machine_temperature_system_failure", HOUR_MS)),
-    "nab_nyc_taxi": (NAB, nab("nyc_taxi", HOUR_MS)),
-    "nab_rogue_agent_hold": (NAB, nab("rogue_agent_key_hold", HOUR_MS)),
-    "nab_rogue_agent_updown": (NAB, nab("rogue_agent_key_updown", HOUR_MS)),
+    "nab_ambient_temperature": (NAB, nab("ambient_temperature_system_failure", 2 * DAY_MS)),
+    "nab_cpu_utilization": (NAB, nab("cpu_utilization_asg_misconfiguration", 3 * HOUR_MS)),
+    "nab_ec2_latency": (NAB, nab("ec2_request_latency_system_failure", 3 * HOUR_MS)),
+    "nab_machine_temperature": (NAB, nab("machine_temperature_system_failure", 3 * HOUR_MS)),
+    "nab_nyc_taxi": (NAB, nab("nyc_taxi", DAY_MS)),
+    "nab_rogue_agent_hold": (NAB, nab("rogue_agent_key_hold", 3 * HOUR_MS)),
+    "nab_rogue_agent_updown": (NAB, nab("rogue_agent_key_updown", 3 * HOUR_MS)),
 }
 QUICK = ("digits08", "car_loan", "nab_ec2_latency")
 
