@@ -91,16 +91,16 @@ FULL = Size(
 )
 QUICK = Size(
     draws=1,
-    windows=360,
+    windows=720,
     changes=2,
     delay_nulls=("iid",),
     deltas=("default",),
-    peer_nulls=("iid", "ar"),
+    peer_nulls=("iid",),
     far_peer_nulls=(),
-    peer_windows=10,
+    peer_windows=8,
     peer_changes=1,
-    peer_cap=3,
-    ablation_windows=250,
+    peer_cap=2,
+    ablation_windows=150,
 )
 
 
@@ -321,7 +321,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def main() -> None:
     """Measure and print."""
     parser = rig.options(
-        __doc__, "one draw of 360 windows, few changes, only peers that run in this process"
+        __doc__, "one draw of 720 windows, few changes, only peers that run in this process"
     )
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
