@@ -73,8 +73,8 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     weights: tuple[float, ...]
     """Of each contrast; with the rates' weights they sum to 1, or less where a source has fewer kinds."""
     rates: tuple[str, ...]
-    """Names of its rates: `missing`, `type_error`, `unseen`, `infinite`, `below_min`, `above_max`, `invalid`; of
-    `rows` those of `windows.abnormal`."""
+    """Names of its rates: `missing`, `type_error`, `unseen`, `infinite`, `below_min`, `above_max`, `new_values`,
+    `invalid`; of `rows` those of `windows.abnormal`."""
     kind: Kind = Kind.INPUT
     """What a finding on its contrasts is about."""
     usual: tuple[float, ...] = ()
@@ -89,6 +89,9 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     shares: tuple[float, ...] = ()
     """The last contrasts, so many as these, are shares of rows, read as angles (`orthonormal.angle`); what each is
     in the baseline."""
+    new_bins: tuple[int, ...] = ()
+    """Ordinary bins in which the baseline has no row. Contrasts hardly weigh them, and a constant has no contrast:
+    the rate `new_values` counts their rows."""
     directed: bool = False
     """Only a rise of its contrasts is evidence."""
     least_rows: int | None = None
@@ -195,6 +198,9 @@ def _column(
     else:
         matrix, labels, weights = numeric_contrasts(counts)
         rates = ("missing", "type_error", "infinite", *bounds)
+    new_bins = _new_bins(cut, counts)
+    if new_bins:
+        rates = (*rates, "new_values")
     return SourceContrasts(
         name=feature_source(column) if origin == "feature" else f"output:{column}",
         matrix=matrix,
@@ -205,7 +211,19 @@ def _column(
         kind=Kind.INPUT if origin == "feature" else Kind.PREDICTION,
         origin=origin,
         column=column,
+        new_bins=new_bins,
     )
+
+
+def _new_bins(cut: Cuts, counts: Floats) -> tuple[int, ...]:
+    """Return the ordinary bins that the baseline left empty, where it has rows at all.
+
+    Without `others` nothing is ever counted as `other`.
+    """
+    empty = counts == 0
+    if isinstance(cut, CategoryCuts) and not cut.others:
+        empty[-1] = False
+    return tuple(np.flatnonzero(empty).tolist()) if counts.any() else ()
 
 
 def _rising(
@@ -380,8 +398,15 @@ def _read_column(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> 
     if found is None:
         return Reading(np.zeros(source.size), 0.0, [0] * len(source.rates), 0)
     cut = (cuts.output if source.origin == "output" else cuts.feature)[source.column]
-    x, n = _means(source.matrix, ordinary(cut, found))
-    return Reading(x, n, [rate_count(cut, found, rate) for rate in source.rates], found.rows)
+    counts = ordinary(cut, found)
+    x, n = _means(source.matrix, counts)
+    hits = [
+        int(counts[list(source.new_bins)].sum())
+        if rate == "new_values"
+        else rate_count(cut, found, rate)
+        for rate in source.rates
+    ]
+    return Reading(x, n, hits, found.rows)
 
 
 def _read_buckets(source: SourceContrasts, state: LogHistogram) -> Reading:
