@@ -28,9 +28,10 @@ SHARES = {
     "resource": 0.05,
     "volume": 0.05,
     "rows": 0.05,
+    "joint": 0.1,
 }
 """Parts of the whole weight that kinds of sources have together, where there are any; features have the rest."""
-_GROUPS = ("feature", "segment", "latency", "resource", "rows", "volume")
+_GROUPS = ("feature", "segment", "latency", "resource", "rows", "volume", "joint")
 
 
 class Measured(Struct, frozen=True):
@@ -47,7 +48,7 @@ class Measured(Struct, frozen=True):
 
 
 class Contrasts(Struct, frozen=True):
-    """The contrasts of a model: features in the contract's order, outputs, latency, gauges, rows, segments."""
+    """The contrasts of a model: features in the contract's order, outputs, latency, gauges, rows, pairs, segments."""
 
     sources: tuple[SourceContrasts, ...]
     skipped: tuple[Skipped, ...] = ()
