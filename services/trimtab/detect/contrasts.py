@@ -83,6 +83,12 @@ class Contrasts(Struct, frozen=True):
         """(source, rate) of each rate, in order."""
         return [(s.name, rate) for s in self.sources for rate in s.rates]
 
+    @property
+    def paired(self) -> frozenset[str]:
+        """Columns whose relations are looked at, by `JointColumn.name`."""
+        pairs = [(s.column, s.other) for s in self.sources if s.origin == "joint"]
+        return frozenset(name for pair in pairs for name in pair)
+
     def weights(self) -> tuple[Floats, Floats]:
         """Return the weights of contrasts, shape (K,), and rates, shape (R,); together they sum to 1 or less.
 

@@ -204,6 +204,7 @@ class Detector:
         self.weights, self.rate_weights = contrasts.weights()
         self.by_sign = self.weights[:, None] * contrasts.sign_weights()
         self.cap = self._caps()
+        self.paired = contrasts.paired
         self.names = [source.name for source in contrasts.sources]
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)

@@ -150,11 +150,20 @@ class JointState(Struct, frozen=True):
         if not self.pairs:
             return b""
         names = sorted({name for pair in self.pairs for name in pair})
-        place = {name: at for at, name in enumerate(names)}
-        flat: list[int] = []
-        for (a, b), pair in sorted(self.pairs.items()):
-            flat += [place[a], place[b], pair.windows, pair.rows, pair.total]
-        return msgspec.msgpack.encode((FORMAT, names, flat))
+        held, absent = [], []
+        for at, key in enumerate(combinations(names, 2)):
+            pair = self.pairs.get(key)
+            held.append(pair) if pair is not None else absent.append(at)
+        wire = _Wire(
+            FORMAT,
+            names,
+            absent,
+            _packed([pair.windows for pair in held]),
+            _packed([pair.rows for pair in held]),
+            # Of one window z itself, which is shorter: a verdict's evidence keeps it.
+            [p.total // p.rows if p.windows == 1 else p.total for p in held],
+        )
+        return msgspec.msgpack.encode(wire)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -162,11 +171,40 @@ class JointState(Struct, frozen=True):
         if not data:
             return cls()
         try:
-            _, names, flat = msgspec.msgpack.decode(data, type=tuple[int, list[str], list[int]])
-            fives = zip(*(flat[k::5] for k in range(5)), strict=True)
-            return cls({(names[i], names[j]): Related(*rest) for i, j, *rest in fives})
-        except (msgspec.MsgspecError, ValueError, IndexError) as error:
+            wire = msgspec.msgpack.decode(data, type=_Wire)
+            absent = set(wire.absent)
+            keys = [k for at, k in enumerate(combinations(wire.names, 2)) if at not in absent]
+            counts = zip(
+                keys,
+                _unpacked(wire.windows, len(keys)),
+                _unpacked(wire.rows, len(keys)),
+                wire.totals,
+                strict=True,
+            )
+            return cls(
+                {k: Related(w, n, t * n if w == 1 else t) for k, w, n, t in counts if w and n}
+            )
+        except (msgspec.MsgspecError, ValueError) as error:
             raise StateError(f"These bytes are no correlations of a window ({error}).") from error
+
+
+class _Wire(Struct, frozen=True, array_like=True):
+    """Lists by pair of `names` in order, without those at `absent`; one number stands for equal ones."""
+
+    format: int
+    names: list[str]
+    absent: list[int]
+    windows: list[int]
+    rows: list[int]
+    totals: list[int]
+
+
+def _packed(counts: list[int]) -> list[int]:
+    return counts[:1] if len(set(counts)) == 1 else counts
+
+
+def _unpacked(counts: list[int], size: int) -> list[int]:
+    return counts * size if len(counts) == 1 else counts
 
 
 def _scores(column: JointColumn, values: Sequence[object]) -> Floats:
@@ -183,7 +221,9 @@ def mid_ranks(values: Floats) -> Floats:
     held = values[known]
     inside = np.sort(held)
     ranks = np.full(values.size, np.nan)
-    ranks[known] = inside.searchsorted(held, "left") + inside.searchsorted(held, "right") - held.size
+    ranks[known] = (
+        inside.searchsorted(held, "left") + inside.searchsorted(held, "right") - held.size
+    )
     return ranks
 
 

@@ -11,6 +11,9 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, select
 
+from trimtab.contracts.model import Contract
+from trimtab.stats.cuts import ModelCuts
+from trimtab.stats.joint import MOST_ROWS, JointState, joint_columns
 from trimtab.store.dialect import insert_for
 from trimtab.store.tables import row_samples
 
@@ -123,4 +126,26 @@ def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int)
     rows = [row for start in sorted(hours) for row in bottom(hours[start])]
     return sorted(
         (row for row in rows if from_ms <= row.time_ms < to_ms), key=lambda r: (r.time_ms, r.hash)
+    )
+
+
+def window_joint(
+    connection: Connection,
+    contract: Contract,
+    cuts: ModelCuts,
+    start_ms: int,
+    end_ms: int,
+    only: Collection[str] | None = None,
+) -> JointState:
+    """Return how columns go together in a window's sampled rows: those that `only` names, else all that are paired."""
+    columns = joint_columns(contract.features, cuts)
+    if only is not None:
+        columns = tuple(column for column in columns if column.name in only)
+    if len(columns) < 2:
+        return JointState()
+    rows = sample_between(connection, contract.name, start_ms, end_ms)
+    rows = sorted(rows, key=lambda row: row.hash)[:MOST_ROWS]
+    names = {column.feature for column in columns}
+    return JointState.observe(
+        columns, {name: [row.features.get(name) for row in rows] for name in names}
     )
