@@ -126,7 +126,7 @@ class JointState(Struct, frozen=True):
         ordered = sorted(given, key=lambda column: column.name)
         if len(ordered) < 2:
             return cls()
-        d = np.column_stack([_scores(column, rows[column.feature]) for column in ordered])
+        d = np.column_stack([column_scores(column, rows[column.feature]) for column in ordered])
         n, r = rank_correlations(d)
         pairs: dict[Pair, Related] = {}
         for i, j in combinations(range(len(ordered)), 2):
@@ -207,7 +207,8 @@ def _unpacked(counts: list[int], size: int) -> list[int]:
     return counts * size if len(counts) == 1 else counts
 
 
-def _scores(column: JointColumn, values: Sequence[object]) -> Floats:
+def column_scores(column: JointColumn, values: Sequence[object]) -> Floats:
+    """Return the scores d of a column's decoded values, shape (n,): whole numbers, NaN where there is none."""
     if column.value is None:
         return mid_ranks(numeric_column(values)[0])
     keys = [category_key(value) for value in values]
