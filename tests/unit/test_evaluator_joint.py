@@ -6,14 +6,17 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from litestar.testing import TestClient
 from sqlalchemy import delete
 
+from trimtab.api.app import create_app
 from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
 from trimtab.detect.verdict import joint_of
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.verify import verify_verdict
-from trimtab.records import Kind, Outcome
-from trimtab.store import alerts, baselines, verdicts
+from trimtab.records import Kind, Outcome, Role
+from trimtab.settings import load
+from trimtab.store import alerts, baselines, keys, verdicts
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
 from trimtab.store.tables import metadata, row_samples
@@ -196,3 +199,32 @@ def test_a_file_with_times_gives_the_relations_of_its_windows(local, tmp_path):
     pairs = [one.joint.pairs["age", "income"] for _, one in windows]
     assert {pair.rows for pair in pairs} == {350}
     assert np.mean([pair.z for pair in pairs]) == pytest.approx(0.664, abs=0.02)
+
+
+def test_the_joint_distribution_of_a_window_is_compared_on_demand(local, tmp_path):
+    world = World(local)
+    world.go(REFERENCE + 2)
+    world.go(1, relation=0.8)
+    world.sampled = False
+    world.go(1)
+    settings = load({"data_dir": str(tmp_path)}, environ={}).settings
+    _, secret = keys.create_key(local, "test", Role.VIEWER, "*", world.now_ms)
+    header = {"Authorization": f"Bearer {secret}"}
+
+    with TestClient(create_app(local, settings)) as client:
+
+        def asked(number: int):
+            return client.get(f"/v1/models/m/windows/{world.at(number)}/joint", headers=header)
+
+        usual, moved = asked(REFERENCE + 1).json(), asked(REFERENCE + 2).json()
+        assert asked(999).status_code == 404
+        forget_samples(local)
+        none = asked(REFERENCE + 3)
+    assert moved["columns"] == ["income", "age", "debts"]
+    assert (moved["rows"], moved["reference_rows"], moved["permutations"]) == (ROWS, 500, 199)
+    assert moved["p_value"] == 0.005
+    assert usual["p_value"] > 0.01
+    assert usual["energy"] < moved["energy"] < 0.2
+    assert "№ 1" in moved["baseline"]
+    assert none.status_code == 400
+    assert "Only 0 sampled rows" in none.text

@@ -37,7 +37,7 @@ def test_a_change_that_no_correlation_shows_is_seen():
     x[:, 1] = np.abs(rng.normal(size=400)) + 0.3 * rng.normal(size=400)
     y[:, 1] = np.abs(y[:, 0]) + 0.3 * rng.normal(size=400)
     for pair in (x, y):
-        assert abs(np.corrcoef(pair.T)[0, 1]) < 0.1
+        assert abs(np.corrcoef(pair.T)[0, 1]) < 0.2
     assert energy_test(x, y, seed=1).p_value <= 0.01
 
 
