@@ -36,7 +36,7 @@ from trimtab.detect.orthonormal import (
 from trimtab.records import Kind
 from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
-from trimtab.stats.joint import MOST_COLUMNS, JointColumn
+from trimtab.stats.joint import LEAST_ROWS, MOST_COLUMNS, JointColumn
 from trimtab.stats.loghistogram import LogHistogram
 from trimtab.windows import abnormal
 
@@ -56,10 +56,8 @@ ROW_RATES = (abnormal.REQUEST, *abnormal.RESPONSE_RULES)
 """Rates of `rows`: requests that broke a rule of the contract; responses by the rule that they broke."""
 
 JOINT_LABEL = "rank correlation"
-JOINT_LEAST_ROWS = 50
-"""Sampled rows that a window needs, and a usual window of the baseline."""
 JOINT_LEAST_WINDOWS = 48
-"""Windows of the baseline with a sample."""
+"""Windows of the baseline with enough sampled rows."""
 JOINT_LEAST_CORNER = 5
 """n v w of a pair, v and w the variances of its scores: of two values of categories about the rows that hold both
 where both are rare. Of fewer, a correlation is too skewed to be followed (Cochran 1954)."""
@@ -310,9 +308,7 @@ def _joint(
         corner = usual * spread.get(a, 0.0) * spread.get(b, 0.0)
         name = f"joint:{a} x {b}"
         if pair.windows < JOINT_LEAST_WINDOWS:
-            lacks = f"{pair.windows} windows with sampled rows; a pair needs {JOINT_LEAST_WINDOWS}"
-        elif usual < JOINT_LEAST_ROWS:
-            lacks = f"{usual:.3g} sampled rows in a usual window; a pair needs {JOINT_LEAST_ROWS}"
+            lacks = f"{pair.windows} windows with {LEAST_ROWS} sampled rows; a pair needs {JOINT_LEAST_WINDOWS}"
         elif corner < JOINT_LEAST_CORNER:
             lacks = f"too few of {usual:.3g} sampled rows hold rare values of both"
         elif name in taken:
@@ -344,7 +340,7 @@ def _pair(name: str, a: str, b: str) -> SourceContrasts:
         origin="joint",
         column=a,
         other=b,
-        least_rows=JOINT_LEAST_ROWS,
+        least_rows=LEAST_ROWS,
         rate_weight=0.0,
     )
 

@@ -44,8 +44,8 @@ MOST_LEVELS = 3
 """Values of a category that are columns of their own."""
 MOST_ROWS = 2_000
 """Sampled rows of a window that are looked at, those of lowest hash."""
-LEAST_ROWS = 8
-"""Of fewer rows there is no correlation to speak of."""
+LEAST_ROWS = 50
+"""Of fewer rows a window's correlation is too uncertain to be read."""
 STEPS = 10_000
 """Steps of z in a unit."""
 MOST_CORRELATION = 0.99
@@ -120,7 +120,8 @@ class JointState(Struct, frozen=True):
     ) -> Self:
         """Return the state of one window's sampled rows: decoded values by feature, each of n rows.
 
-        A row without a value of a pair does not count for it; nor does a pair of which a column is constant.
+        A row without a value of a pair does not count for it. A pair of fewer than 50 rows is not there, nor one
+        of which a column is constant.
         """
         given = [column for column in columns if column.feature in rows]
         ordered = sorted(given, key=lambda column: column.name)
