@@ -92,7 +92,8 @@ class Moved(Struct, frozen=True, kw_only=True):
     error: float
     """Two standard errors of `effect`."""
     usual: float
-    """What `effect` is without a change: 0; of a rate its share in the reference."""
+    """What `effect` is without a change: 0; of a rate its share in the reference; of a pair of columns the z that
+    `effect` is a change of."""
 
 
 class Muted(Struct, frozen=True):
@@ -201,6 +202,7 @@ class Detector:
         self.weights, self.rate_weights = contrasts.weights()
         self.by_sign = self.weights[:, None] * contrasts.sign_weights()
         self.cap = self._caps()
+        self.paired = contrasts.paired
         self.names = [source.name for source in contrasts.sources]
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)
@@ -362,6 +364,8 @@ class Detector:
         if best >= best_rate:
             at = int(mine.argmax())
             bank, (label, usual) = state.contrasts, (self.contrasts.contrast_names[at][1], 0.0)
+            if self.contrasts.sources[place].origin == "joint":
+                usual = float(self.calibration.mu[self.calibration.slot(start_ms)][at])
         else:
             at = int(rates.argmax())
             label = self.contrasts.rate_names[at][1]
