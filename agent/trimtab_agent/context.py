@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from trimtab.contracts.model import Contract
+from trimtab.detect.diagnosis import Signs
+from trimtab.detect.label_signals import LabelSignals
 from trimtab.records import Verdict
 from trimtab.store import agent as records
 from trimtab.store.engine import Store
@@ -29,6 +31,21 @@ class Sight(Protocol):
 
     def labelled_rows(self, model: str, version: str, from_ms: int) -> int:
         """Labelled rows of a version in windows from `from_ms` on, event time."""
+        ...
+
+    def label_signals(
+        self, contract: Contract, version: str, since_ms: int, onset_ms: int, now_ms: int
+    ) -> LabelSignals | None:
+        """What a version's archived labelled rows since the onset say, against those from `since_ms` on.
+
+        Slow: it reads files. None where there are too few. Raises DataError.
+        """
+        ...
+
+    def value_signs(
+        self, model: str, start_ms: int, end_ms: int, onset_ms: int
+    ) -> tuple[Signs, Signs] | None:
+        """Broken values of a window, and versions that are fed otherwise; None without a baseline."""
         ...
 
     def arms(
@@ -69,6 +86,19 @@ class Baselines(Protocol):
         ...
 
 
+@dataclass
+class Reading:
+    """What the archive's labelled rows said, and what is being asked of them."""
+
+    about: str = ""
+    """Version and onset of the answer."""
+    asked: str = ""
+    """About what, and after how many rows, the answer is."""
+    answer: LabelSignals | None = None
+    running: str = ""
+    """What is being read aside; "" for nothing."""
+
+
 @dataclass(frozen=True)
 class Deps:
     """The seams."""
@@ -84,6 +114,8 @@ class Deps:
     """Root of the artifact store."""
     errors: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(first in ms, count) of errors in a row per record and state; forgotten at a restart."""
+    labelled: dict[str, "Reading"] = field(default_factory=dict)
+    """The last reading of labelled rows per model; forgotten at a restart."""
     aliases: dict[str, tuple[int, dict[str, str | None]]] = field(default_factory=dict)
     """(checked at ms, aliases) last confirmed in the registry per model; forgotten at a restart."""
 

@@ -12,7 +12,7 @@ Values mean here what they mean to the monitor: a category is its `category_key`
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from trimtab_agent.recipes.data import (
 GATE_SHARE = 0.25
 VALIDATION_SHARE = 0.25
 LABEL_COLUMN = "label"
-_LABELS_LATER_MS = 400 * 86_400_000  # labels may be filed long after their inferences
+LABELS_LATER_MS = 400 * 86_400_000  # labels may be filed long after their inferences
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -106,7 +106,7 @@ def pin_snapshot(
         inferences = files_of(
             connection, contract.name, "inference", onset_ms, now_ms, contract.source.topics
         )
-        labels = files_of(connection, contract.name, "label", onset_ms, now_ms + _LABELS_LATER_MS)
+        labels = files_of(connection, contract.name, "label", onset_ms, now_ms + LABELS_LATER_MS)
     if not inferences or not labels:
         missing = "inferences" if not inferences else "labels"
         raise DataError(
@@ -181,11 +181,12 @@ def prepare(
 
 def _joined(snapshot: Snapshot, contract: Contract) -> _Rows:
     """The snapshot's inferences that have a label, each id once, in the order of the manifest."""
-    truth = _current_labels(snapshot, contract)
+    tables = (read_archived(file) for file in snapshot.labels)
+    truth = current_labels(tables, contract, snapshot.label_as_of_ms)
     parts: list[_Rows] = []
     taken: set[str] = set()
     for file in snapshot.inferences:
-        table = _read(file)
+        table = read_archived(file)
         times = table["time_ms"].to_numpy()
         wanted: list[int] = []
         for index, row_id in enumerate(table["id"].to_pylist()):
@@ -209,17 +210,26 @@ def _joined(snapshot: Snapshot, contract: Contract) -> _Rows:
     )
 
 
-def _current_labels(snapshot: Snapshot, contract: Contract) -> dict[str, str | float]:
-    """Inference id → its label as of the snapshot, in the joiner's order; withdrawn ones are gone."""
+def current_labels(
+    tables: Iterable[pa.Table],
+    contract: Contract,
+    as_of_ms: int,
+    wanted: Collection[str] | None = None,
+) -> dict[str, str | float]:
+    """Inference id → its label as of a time, in the joiner's order; withdrawn ones are gone.
+
+    `tables` are label files; `wanted` leaves out all other ids.
+    """
     regression = contract.task == "regression"
     best: dict[str, tuple[int, bool, str | float]] = {}
     names = ("inference_id", "label", "revision", "retracted", "source", "received_ms")
-    for file in snapshot.labels:
-        table = _read(file)
+    for table in tables:
         for row_id, text, revision, retracted, source, received_ms in zip(
             *(table[name].to_pylist() for name in names), strict=True
         ):
-            if received_ms > snapshot.label_as_of_ms or source not in contract.labels.sources:
+            if wanted is not None and row_id not in wanted:
+                continue
+            if received_ms > as_of_ms or source not in contract.labels.sources:
                 continue
             decoded = None if text is None else msgspec.json.decode(text)
             value = label_value(decoded, regression=regression)
@@ -249,9 +259,9 @@ def _rows(table: pa.Table, contract: Contract, labels: Sequence[Any], prefix: st
     for name, feature in _inputs(contract).items():
         column = prefix + name
         if column in table.column_names:
-            columns[name] = _column(table[column], feature)
+            columns[name] = feature_values(table[column], feature)
         elif prefix:
-            columns[name] = _column(pa.nulls(table.num_rows), feature)  # nobody sent it
+            columns[name] = feature_values(pa.nulls(table.num_rows), feature)  # nobody sent it
         else:
             raise DataError(
                 f"the original training set has no column {name!r}; it needs one per feature "
@@ -265,7 +275,7 @@ def _inputs(contract: Contract) -> dict[str, Feature]:
     return {name: feature for name, feature in contract.features.items() if feature.input}
 
 
-def _column(column: Any, feature: Feature) -> Any:
+def feature_values(column: Any, feature: Feature) -> Any:
     """float64 with NaN for what is no number, or objects: category texts, None for what is none."""
     if feature.kind == "category":
         return _objects(category_key(value) or None for value in column.to_pylist())
@@ -345,7 +355,8 @@ def _training_data(
     )
 
 
-def _read(file: ArchiveFile) -> pa.Table:
+def read_archived(file: ArchiveFile) -> pa.Table:
+    """A file of the archive. Raises DataError where it is missing or altered."""
     path = Path(file.path)
     try:
         content = path.read_bytes()

@@ -5,6 +5,7 @@ does no long work; what takes long runs aside (`jobs`, the trainer's workers) an
 A model that fails is reported and does not stop the others.
 """
 
+import math
 from itertools import pairwise
 
 from msgspec import Struct, field
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from trimtab import logs
 from trimtab.contracts.model import duration_ms
+from trimtab.detect.label_signals import LEAST_ROWS, LabelSignals
 from trimtab.errors import ConflictError
 from trimtab.events.types import Traffic
 from trimtab.records import (
@@ -25,27 +27,31 @@ from trimtab.records import (
     RolloutState,
     Run,
     RunState,
+    Verdict,
 )
 from trimtab.store import agent as records
 from trimtab.store.alerts import open_alerts
 from trimtab.store.engine import Store
 from trimtab.store.leases import Lease, check
 from trimtab.store.models import load_contracts
-from trimtab_agent.context import Context, Deps, short_id
+from trimtab_agent.context import Context, Deps, Reading, short_id
 from trimtab_agent.decide.decision import Action, Decision, decide
 from trimtab_agent.decide.evidence import (
     REFUNDED,
     Evidence,
+    Seen,
     concerns,
     gather,
     harm_onset_ms,
     last_attempt,
+    newest_windows,
 )
 from trimtab_agent.decide.incident import is_transition, next_incident
 from trimtab_agent.decide.policy import Policy, month_start_ms, policy_of
+from trimtab_agent.recipes.data import DataError
 from trimtab_agent.requests import answer_requests
 from trimtab_agent.rollout.router import whole_split
-from trimtab_agent.rollout.steps import arm_of, step_rollout
+from trimtab_agent.rollout.steps import arm_of, roll_back, step_rollout
 from trimtab_agent.train import end_run, plan_run, step_run
 
 MOVES_PER_TICK = 8
@@ -56,6 +62,9 @@ ALIAS_CHECK_MS = 60_000
 IN_TRAFFIC = frozenset(
     {RolloutState.STEP, RolloutState.HELD, RolloutState.PROMOTING, RolloutState.WATCHING}
 )
+
+DIAGNOSED_KINDS = frozenset({Kind.INPUT, Kind.PREDICTION, Kind.PERFORMANCE})
+"""Kinds whose cause labelled rows may tell."""
 
 log = logs.get("agent")
 
@@ -151,6 +160,8 @@ def _decide(ctx: Context) -> None:
     alerts = [alert.id for alert in open_alerts(ctx.store, ctx.model)]
     if moved.state is not IncidentState.RESOLVED and alerts:
         moved = replace(moved, alerts=sorted({*moved.alerts, *alerts}))
+    if decision.action is Action.ROLL_BACK:
+        _take_back(ctx, decision)
     if decision.action is Action.RETRAIN:
         _retrain(ctx, incident, moved, decision, runs)
     elif is_transition(incident, moved):
@@ -183,6 +194,8 @@ def gather_evidence(
     labelled = 0
     if traffic is not None and onset_ms is not None:
         labelled = ctx.deps.sight.labelled_rows(ctx.model, traffic.arms[0].version, onset_ms)
+    busy = _busy(runs, rollouts)
+    champion = None if traffic is None else traffic.arms[0].version
     ends = {
         r.run_id: (r.state.value, r.finished_ms or r.updated_ms)
         for r in rollouts
@@ -198,9 +211,68 @@ def gather_evidence(
         runs=runs,
         month_start_ms=month_start_ms(policy, ctx.now_ms),
         last_attempt=last_attempt(runs, ends),
-        busy=_busy(runs, rollouts),
+        busy=busy,
         champion=traffic is not None,
+        labels_promised=policy.labels_promised,
+        seen=Seen() if busy else _seen(ctx, verdicts, since_ms, champion, labelled),
+        rollout=next((r for r in rollouts if r.state not in FINAL_ROLLOUT), None),
     )
+
+
+def _seen(
+    ctx: Context, verdicts: list[Verdict], since_ms: int, champion: str | None, labelled: int
+) -> Seen:
+    """Read what verdicts do not hold, where something stands: the newest window's values, labelled rows."""
+    onsets = [
+        c.onset_ms for c in concerns(verdicts, since_ms) if c.stands and c.kind in DIAGNOSED_KINDS
+    ]
+    newest = next(iter(newest_windows(verdicts, since_ms)), None)
+    if not onsets or newest is None:
+        return Seen()
+    sight = ctx.deps.sight
+    found = sight.value_signs(
+        ctx.model, newest.window_start_ms, newest.window_end_ms, newest.window_start_ms
+    )
+    broken, heterogeneous = (None, None) if found is None else found
+    labels, pending = None, False
+    if champion is not None and labelled >= LEAST_ROWS:
+        labels, pending = _labelled(ctx, champion, since_ms, min(onsets), labelled)
+    return Seen(labels=labels, pending=pending, broken_values=broken, heterogeneity=heterogeneous)
+
+
+def _labelled(
+    ctx: Context, version: str, since_ms: int, onset_ms: int, labelled: int
+) -> tuple[LabelSignals | None, bool]:
+    """(signals of labelled rows, whether newer ones are being read). Read again at each tenth more rows."""
+    sight, contract, now_ms = ctx.deps.sight, ctx.contract, ctx.now_ms
+    about = f"labelled:{ctx.model}:{version}:{onset_ms}"
+    asked = f"{about}:{math.floor(math.log(labelled) / math.log(1.1))}"
+    reading = ctx.deps.labelled.setdefault(ctx.model, Reading())
+    if reading.asked == asked:
+        return reading.answer, False
+    reading.running = reading.running or asked
+
+    def read() -> LabelSignals | None:
+        try:
+            return sight.label_signals(contract, version, since_ms, onset_ms, now_ms)
+        except DataError as error:
+            log.warning(
+                "the archive's labelled rows cannot be read",
+                action="labelled_unread",
+                model=contract.name,
+                error=str(error),
+            )
+            return None
+
+    # What began earlier is asked for until it is done, though more rows came meanwhile.
+    done, found = ctx.deps.jobs.poll(reading.running, read)
+    if done:
+        began, reading.running = reading.running, ""
+        if began.startswith(f"{about}:"):
+            reading.about, reading.asked, reading.answer = about, began, found
+    if reading.about == about:
+        return reading.answer, False
+    return None, True
 
 
 def champion_since_ms(history: list[tuple[int, Traffic]]) -> int:
@@ -222,6 +294,13 @@ def _busy(runs: list[Run], rollouts: list[Rollout]) -> str | None:
         if run.state not in FINAL_RUN:
             return f"Run {run.id} ({run.state.value})"
     return None
+
+
+def _take_back(ctx: Context, decision: Decision) -> None:
+    """Roll back the promotion that is being watched; its baseline and aliases follow at its own steps."""
+    rollout = records.active_rollout(ctx.store, ctx.model)
+    if rollout is not None and rollout.state is RolloutState.WATCHING:
+        roll_back(ctx, rollout, decision.reason, decision.numbers)
 
 
 def _retrain(

@@ -21,6 +21,8 @@ from sqlalchemy import Connection
 
 from trimtab.artifacts import FeatureSpec, make_signature, write_manifest
 from trimtab.contracts.model import Alarms, Canary, Contract, Feature, Labels, Retraining, Windows
+from trimtab.detect.diagnosis import Signs
+from trimtab.detect.label_signals import LabelSignals
 from trimtab.events.types import Traffic, TrafficArm
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Run, Verdict
 from trimtab.store import agent as records
@@ -373,6 +375,18 @@ class ScriptedSight:
     def labelled_rows(self, model: str, version: str, from_ms: int) -> int:
         """RATE per second since `from_ms`."""
         return RATE * max(0, self._clock() - from_ms) // 1000
+
+    def label_signals(
+        self, contract: Contract, version: str, since_ms: int, onset_ms: int, now_ms: int
+    ) -> LabelSignals | None:
+        """There is no archive."""
+        return None
+
+    def value_signs(
+        self, model: str, start_ms: int, end_ms: int, onset_ms: int
+    ) -> tuple[Signs, Signs] | None:
+        """There are no counts."""
+        return None
 
     def arms(
         self,

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from trimtab import __version__
 from trimtab.cli_context import loaded, parse_flags, remember, run_process, store_of
 from trimtab.cli_detector import detector_app, plan
+from trimtab.cli_incidents import incident_app
 from trimtab.cli_models import baseline_app, ledger_app, model_app, window_app
 from trimtab.cli_operate import (
     alert_app,
@@ -201,6 +202,7 @@ app.add_typer(baseline_app, name="baseline")
 app.add_typer(detector_app, name="detector")
 app.add_typer(window_app, name="window")
 app.add_typer(alert_app, name="alert")
+app.add_typer(incident_app, name="incident")
 app.add_typer(run_app, name="run")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(ledger_app, name="ledger")

@@ -249,6 +249,10 @@ def _show_record(
         print_json({kind: record, "transitions": steps, "requests": asked})
         return
     print_record(record)
+    if kind == "run" and steps:
+        from trimtab.cli_incidents import print_diagnosis
+
+        print_diagnosis(steps[0].inputs)
     console.print("\n[dim]transitions[/]")
     print_table(
         ("#", "at (UTC)", "from", "to", "why"),
@@ -278,7 +282,7 @@ def _request(
 
 @run_app.command("show")
 def run_show(context: typer.Context, run: RecordId, as_json: Json = False) -> None:
-    """Show a run: data, search, gate, transitions."""
+    """Show a run: the diagnosis it began with, data, search, gate, transitions."""
     _show_record(context, "run", run, as_json)
 
 

@@ -9,12 +9,15 @@ import pytest
 from trimtab.archive.app import Archive
 from trimtab.artifacts import FeatureSpec
 from trimtab.contracts.model import Contract, Feature, Labels, Prediction, Retraining, Source
+from trimtab.detect.diagnosis import Cause, Signals, diagnose
+from trimtab.detect.signals import with_labels
 from trimtab.events.types import Inference, Label
 from trimtab.source import Partition
 from trimtab.store.engine import open_store
 from trimtab.store.migrate import upgrade
 from trimtab.testing.log import MemoryLog, MemorySource
 from trimtab_agent.data import pin_snapshot, prepare, snapshot_from
+from trimtab_agent.labelled import read_label_signals
 from trimtab_agent.recipes.data import DataError, load_data
 
 ROWS, FOREIGN, LABELS = Partition("i", 0), Partition("foreign", 0), Partition("l", 0)
@@ -380,3 +383,93 @@ def test_an_original_set_that_changed_or_lacks_a_column_is_refused(world, tmp_pa
     )
     with pytest.raises(DataError, match="CSV or Parquet"):
         world.prepare(contract)
+
+
+# --- what labelled rows say -----------------------------------------------------------------------
+
+ONSET = T0 + 2_000 * SECOND
+
+
+def stream_scored(world, numbers, seed, *, flipped=False, version="1", delay_s=60):
+    """A row a second, x in -2 … 2, its true probability as the score; `flipped`: x means the opposite."""
+    rng = np.random.default_rng(seed)
+    for number in numbers:
+        x = float(rng.normal())
+        p = float(1 / (1 + np.exp(-1.5 * x)))
+        truth = rng.random() < (1 - p if flipped else p)
+        time = T0 + number * SECOND
+        event = Inference(
+            id=f"i{number}",
+            model="m",
+            version=version,
+            time=time,
+            features={"x": x, "c": "ab"[number % 2], "derived": x * x},
+            prediction="yes" if p > 0.5 else "no",
+            scores={"no": 1 - p, "yes": p},
+        )
+        world.log.send(ROWS, event, time)
+        world.label(number, ("no", "yes")[int(truth)], received_s=number + delay_s)
+        if number % 100 == 99:
+            world.archive()
+    world.archive()
+
+
+SCORED = msgspec.structs.replace(
+    CONTRACT, prediction=Prediction(classes=("no", "yes"), positive="yes")
+)
+
+
+def signals_of_rows(world, contract=SCORED, since_ms=T0, onset_ms=ONSET, version="1"):
+    return read_label_signals(
+        world.store,
+        contract,
+        version,
+        since_ms=since_ms,
+        onset_ms=onset_ms,
+        now_ms=T0 + 10_000 * SECOND,
+    )
+
+
+def test_labelled_rows_tell_a_changed_concept_from_the_archive(world):
+    stream_scored(world, range(2_000), 1)
+    stream_scored(world, range(2_000, 3_000), 2, flipped=True)
+    stream_scored(world, range(3_000, 3_300), 3, version="2")
+    said = signals_of_rows(world)
+    assert (said.reference_rows, said.rows) == (2_000, 1_000), "version 2 is another model"
+    found = diagnose(with_labels(Signals(), said))
+    assert found.cause is Cause.CONCEPT_DRIFT
+    assert {"score", "x"} & {sign.subject for sign in said.calibration_shape}
+    assert said.quality
+    assert said.label_pipeline == ()
+
+
+def test_labelled_rows_that_did_not_change_say_nothing(world):
+    stream_scored(world, range(2_000), 1)
+    stream_scored(world, range(2_000, 3_000), 2)
+    said = signals_of_rows(world)
+    assert said is not None
+    assert diagnose(with_labels(Signals(), said)).cause is Cause.NONE
+
+
+def test_labels_that_stop_coming_in_time_are_noticed(world):
+    stream_scored(world, range(2_000), 1)
+    stream_scored(world, range(2_000, 3_000), 2, delay_s=600)
+    assert signals_of_rows(world).label_pipeline
+
+
+def test_without_enough_labelled_rows_of_the_version_nothing_is_said(world):
+    assert signals_of_rows(world) is None
+    stream_scored(world, range(300), 1)
+    assert signals_of_rows(world) is None, "no row since the onset"
+    assert signals_of_rows(world, onset_ms=T0) is None, "no row before it"
+    assert signals_of_rows(world, onset_ms=T0 + 250 * SECOND) is None, "50 rows are too few"
+    regression = msgspec.structs.replace(CONTRACT, task="regression")
+    assert signals_of_rows(world, regression, onset_ms=T0 + 150 * SECOND) is None
+
+
+def test_an_altered_file_is_an_error_and_no_signal(world):
+    stream_scored(world, range(300), 1)
+    for path in (world.directory / "archive").rglob("*.parquet"):
+        path.write_bytes(b"else")
+    with pytest.raises(DataError, match="SHA-256"):
+        signals_of_rows(world, onset_ms=T0 + 150 * SECOND)

@@ -100,7 +100,7 @@ def test_every_route_of_a_model_refuses_a_key_of_another_model(
 ) -> None:
     example.fill(store, NOW_MS, windows=30)
     outside = bearer(store, Role.ADMIN, "team:elsewhere")
-    names = {"alert": "a1", "run": "r1", "rollout": "o1", "start_ms": "0"}
+    names = {"alert": "a1", "incident": "i1", "run": "r1", "rollout": "o1", "start_ms": "0"}
     checked = 0
     for method, path, _ in routes(client.app):
         if not any("{" + name + "}" in path for name in ("model", *names)):
@@ -154,7 +154,9 @@ def test_a_list_shows_only_what_is_inside_the_scope(
         assert [item["model"] for item in page["items"]] == names
         seen = client.get("/v1/alerts", headers=header).json()["items"]
         assert bool(seen) == ("digits" in names)
-        assert bool(client.get("/v1/rollouts", headers=header).json()["items"]) == bool(seen)
+        for records in ("incidents", "rollouts"):
+            items = client.get(f"/v1/{records}", headers=header).json()["items"]
+            assert bool(items) == bool(seen)
 
 
 def test_cursors_reach_every_item_once(client: TestClient[Litestar], store: Store) -> None:
@@ -288,6 +290,24 @@ def test_a_login_is_a_cookie_no_script_reads_and_no_other_site_uses(
         "/v1/models", cookies={"trimtab_session": cookie.split("=")[1].split(";")[0]}
     )
     assert again.status_code == 401
+
+
+def test_an_incident_tells_its_diagnosis_in_the_api_and_on_the_page(
+    client: TestClient[Litestar], store: Store
+) -> None:
+    example.fill(store, NOW_MS, windows=30)
+    header = bearer(store, Role.VIEWER)
+    found = client.get("/v1/incidents/i1", headers=header).json()
+    said = found["incident"]["decision"]["diagnosis"]
+    assert (said["cause"], said["advice"]) == ("covariate_harmful", "retrain")
+    assert [t["to_state"] for t in found["transitions"]] == ["acting"]
+    listed = client.get("/v1/incidents", params={"model": "digits"}, headers=header).json()
+    assert [item["id"] for item in listed["items"]] == ["i1"]
+    assert client.get("/v1/incidents/none", headers=header).status_code == 404
+    page = client.get("/models/digits", headers=header).text
+    assert "covariate harmful" in page
+    for sign in said["reasons"]:
+        assert sign["text"].split("`")[0] in page
 
 
 def test_pages_escape_what_others_wrote_and_allow_no_inline_script(

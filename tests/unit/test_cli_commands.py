@@ -75,6 +75,8 @@ def test_status_tells_the_fleet_and_asks_for_attention(filled: Path) -> None:
         (["baseline", "list", "digits"], lambda d: d == []),
         (["alert", "list"], lambda d: d[0]["condition"] == example.RULE),
         (["alert", "show", "a1"], lambda d: d["id"] == "a1"),
+        (["incident", "list", "digits"], lambda d: d[0]["decision"]["action"] == "retrain"),
+        (["incident", "show", "i1"], lambda d: d["incident"]["decision"]["diagnosis"]["reasons"]),
         (["run", "list"], lambda d: d[0]["state"] == "blessed"),
         (["run", "show", "r1"], lambda d: d["transitions"][0]["seq"] == 1),
         (["rollout", "list", "digits"], lambda d: d[0]["challenger_version"] == "2"),
@@ -89,6 +91,17 @@ def test_records_come_as_json_and_as_tables(filled: Path, command: list[str], lo
     code, out = call(*command)
     assert code == 0
     assert out.strip()
+
+
+def test_an_incident_and_its_run_tell_what_kind_of_change_it_is(filled: Path) -> None:
+    for command in (("incident", "show", "i1"), ("run", "show", "r1")):
+        _, out = call(*command)
+        assert "covariate harmful" in out
+        assert "accuracy is 0.871, which meets the rule" in out
+
+
+def test_an_incident_is_closed_by_a_request_that_the_agent_acts_on(filled: Path) -> None:
+    assert read("incident", "close", "i1")["action"] == "close"
 
 
 def test_a_rollout_is_paused_by_a_request_that_the_agent_acts_on(filled: Path) -> None:

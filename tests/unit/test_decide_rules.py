@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from trimtab.contracts.model import Contract, Retraining
+from trimtab.detect.diagnosis import Advice, Cause, Code, Diagnosis, Sign
 from trimtab.records import (
     Evidence as VerdictEvidence,
 )
@@ -16,6 +17,8 @@ from trimtab.records import (
     Kind,
     Outcome,
     Reason,
+    Rollout,
+    RolloutState,
     Run,
     RunState,
     Verdict,
@@ -34,7 +37,7 @@ from trimtab_agent.decide import (
     policy_of,
 )
 from trimtab_agent.decide.decision import is_clear
-from trimtab_agent.decide.evidence import MEMORY_WINDOWS, gather, harm_onset_ms, last_attempt
+from trimtab_agent.decide.evidence import MEMORY_WINDOWS, Seen, gather, harm_onset_ms, last_attempt
 from trimtab_agent.decide.incident import is_transition
 from trimtab_agent.decide.policy import (
     cooldown_ms,
@@ -95,6 +98,22 @@ def incident(**changes: Any) -> Incident:
     return replace(base, **changes)
 
 
+def diagnosed(cause: Cause, advice: Advice, *codes: Code, **more: Any) -> Diagnosis:
+    """A diagnosis as its rules make it; those are tested in test_diagnosis_rules."""
+    reasons = tuple(Sign(code=code, subject="income", text="income changed.") for code in codes)
+    return Diagnosis(
+        cause=cause, advice=advice, summary=f"It is {cause.value}.", reasons=reasons, **more
+    )
+
+
+SHIFT = diagnosed(Cause.LABEL_SHIFT, Advice.RECALIBRATE, Code.LABEL_PRIOR, Code.CALIBRATION)
+RELEASE = diagnosed(Cause.BAD_RELEASE, Advice.ROLL_BACK, Code.QUALITY_DROP, Code.DEPLOY)
+MOVED_RELEASE = diagnosed(Cause.BAD_RELEASE, Advice.ROLL_BACK, Code.SCORE_DRIFT, Code.DEPLOY)
+CONCEPT = diagnosed(Cause.CONCEPT_DRIFT, Advice.RETRAIN, Code.CALIBRATION, Code.QUALITY_DROP)
+HARMFUL = diagnosed(Cause.COVARIATE_HARMFUL, Advice.RETRAIN, Code.FEATURE_DRIFT, Code.QUALITY_DROP)
+UNCLEAR = diagnosed(Cause.UNDETERMINED, Advice.WAIT_FOR_LABELS, Code.CALIBRATION)
+FED = diagnosed(Cause.DATA_QUALITY_BREAK, Advice.FIX_UPSTREAM, Code.HETEROGENEITY)
+PIPELINE = diagnosed(Cause.LABEL_PIPELINE_BREAK, Advice.FIX_UPSTREAM, Code.LABEL_PIPELINE)
 BAD = concern(Kind.PERFORMANCE, figure="accuracy")
 FINE = concern(Kind.PERFORMANCE, Outcome.OK, figure="accuracy")
 MOVED = concern(Kind.INPUT, figure="psi(x)")
@@ -188,6 +207,85 @@ TABLE: list[tuple[str, Evidence, Policy, Action, Why]] = [
         Action.HOLD,
         Why.QUIET_HOURS,
     ),
+    (
+        "label shift is recalibrated, not learned",
+        evidence(BAD, diagnosis=SHIFT),
+        POLICY,
+        Action.WATCH,
+        Why.LABEL_SHIFT,
+    ),
+    ("broken labels", evidence(BAD, diagnosis=PIPELINE), POLICY, Action.WATCH, Why.LABEL_PIPELINE),
+    (
+        "a break that no rule watches",
+        evidence(BAD, diagnosis=FED),
+        POLICY,
+        Action.WATCH,
+        Why.DATA_QUALITY,
+    ),
+    ("bad release", evidence(BAD, diagnosis=RELEASE), POLICY, Action.WATCH, Why.BAD_RELEASE),
+    (
+        "bad release that is watched",
+        evidence(BAD, diagnosis=RELEASE, busy="Rollout o (watching)", watching="o"),
+        POLICY,
+        Action.ROLL_BACK,
+        Why.BAD_RELEASE,
+    ),
+    (
+        "moved answers alone take no promotion back",
+        evidence(MOVED, diagnosis=MOVED_RELEASE, busy="Rollout o (watching)", watching="o"),
+        POLICY,
+        Action.NONE,
+        Why.UNDER_WAY,
+    ),
+    (
+        "concept drift",
+        evidence(BAD, diagnosis=CONCEPT),
+        POLICY,
+        Action.RETRAIN,
+        Why.PERFORMANCE_FELL,
+    ),
+    (
+        "harmful covariate shift",
+        evidence(BAD, MOVED, diagnosis=HARMFUL),
+        POLICY,
+        Action.RETRAIN,
+        Why.PERFORMANCE_FELL,
+    ),
+    (
+        "harm that labelled rows show where no rule watches performance",
+        evidence(MOVED, diagnosis=HARMFUL, watches_performance=False),
+        POLICY,
+        Action.RETRAIN,
+        Why.PERFORMANCE_FELL,
+    ),
+    (
+        "harm by labelled rows that the user's own rule does not see",
+        evidence(MOVED, FINE, diagnosis=HARMFUL),
+        POLICY,
+        Action.WATCH,
+        Why.INPUTS_MOVED_NO_HARM,
+    ),
+    (
+        "not clear why",
+        evidence(BAD, diagnosis=UNCLEAR),
+        POLICY,
+        Action.WAIT_FOR_LABELS,
+        Why.CAUSE_UNCLEAR,
+    ),
+    (
+        "still not clear why",
+        evidence(BAD, diagnosis=UNCLEAR, waiting_since_ms=NOW - 14 * DAY),
+        POLICY,
+        Action.ESCALATE,
+        Why.CAUSE_UNCLEAR,
+    ),
+    (
+        "labelled rows are being read",
+        evidence(BAD, pending=True),
+        POLICY,
+        Action.HOLD,
+        Why.DIAGNOSING,
+    ),
 ]
 
 
@@ -204,6 +302,38 @@ def test_the_rules_decide_as_the_table_says(
 
 def test_every_reason_but_none_has_a_row_in_the_table() -> None:
     assert {row[4] for row in TABLE} == set(Why)
+
+
+@pytest.mark.parametrize("given", [row[1] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_a_broken_feed_is_never_learned(given: Evidence) -> None:
+    by_rule = replace(given, concerns=[*given.concerns, BROKEN], newest_window_ms=NOW - 1000)
+    by_counts = replace(given, diagnosis=FED)
+    for broken in (by_rule, by_counts):
+        assert decide(broken, POLICY, NOW).action in (Action.WATCH, Action.NONE, Action.ROLL_BACK)
+
+
+def test_every_decision_keeps_the_diagnosis_with_its_reasons() -> None:
+    for diagnosis in (SHIFT, RELEASE, CONCEPT, UNCLEAR):
+        decision = decide(evidence(BAD, diagnosis=diagnosis), POLICY, NOW)
+        said = decision.numbers["diagnosis"]
+        assert (said["cause"], said["advice"]) == (diagnosis.cause, diagnosis.advice)
+        assert [each["code"] for each in said["reasons"]] == [s.code for s in diagnosis.reasons]
+        moved = next_incident(None, decision, evidence(BAD), "i", NOW)
+        assert moved is not None
+        assert moved.decision["diagnosis"] == said
+    assert "diagnosis" not in decide(evidence(BAD), POLICY, NOW).numbers
+
+
+def test_of_very_many_signs_the_record_keeps_those_it_rests_on() -> None:
+    many = tuple(
+        Sign(code=Code.FEATURE_DRIFT, subject=f"x{n}", text=f"x{n} moved.") for n in range(2_000)
+    )
+    found = decide(evidence(BAD, diagnosis=replace(HARMFUL, reasons=many)), POLICY, NOW)
+    said = found.numbers["diagnosis"]
+    assert said["reasons"][0]["subject"] == "x0"
+    assert len(said["reasons"]) + said["more_reasons"] == 2_000
+    assert len(said["reasons"]) <= 40
+    assert len(found.reason) < 300
 
 
 def test_an_approval_is_named_when_a_person_must_give_it() -> None:
@@ -405,3 +535,105 @@ def test_broken_data_is_a_diagnosis() -> None:
     _, found = after(evidence(BROKEN))
     assert found is not None
     assert found.state is IncidentState.DIAGNOSING
+
+
+# --- the diagnosis of what is gathered ---------------------------------------------------------------
+
+HOUR = 3_600_000
+ACCURACY = "accuracy < 0.9"
+
+
+def window(n: int, version: str, *findings: Finding) -> Verdict:
+    return replace(
+        verdict(n * HOUR, 1, *findings),
+        window_end_ms=(n + 1) * HOUR,
+        figures={"rows_by_version": {version: 500}, "judged_version": version},
+    )
+
+
+def judged(outcome: Outcome, **more: Any) -> Finding:
+    reason = Reason.WITHIN_LIMITS if outcome is Outcome.OK else Reason.RULE_BREACHED
+    return finding(outcome, reason, rule=ACCURACY, value=0.8, threshold=0.9, **more)
+
+
+def gathered(verdicts: list[Verdict], **more: Any) -> Evidence:
+    given: dict[str, Any] = {
+        "since_ms": 0,
+        "labelled_rows": 900,
+        "labels_onset_ms": None,
+        "incident": None,
+        "runs": [],
+        "month_start_ms": 0,
+        "last_attempt": None,
+        "busy": None,
+        "champion": True,
+    }
+    return gather(model="m", verdicts=verdicts, **{**given, **more})
+
+
+RELEASED = [
+    window(0, "1", judged(Outcome.OK)),
+    window(1, "1", judged(Outcome.OK)),
+    window(2, "2", judged(Outcome.ALARM, onset_ms=2 * HOUR)),
+]
+
+
+def test_a_drop_that_comes_with_a_version_is_its_doing() -> None:
+    found = gathered(RELEASED)
+    decision = decide(found, POLICY, NOW)
+    assert (decision.action, decision.reason_code) == (Action.WATCH, Why.BAD_RELEASE)
+    assert decision.reason == "Accuracy changed when version 2 came: roll back to 1."
+
+
+def test_a_bad_release_stays_one_when_the_windows_that_showed_it_are_forgotten() -> None:
+    first = next_incident(
+        None, decide(gathered(RELEASED), POLICY, NOW), gathered(RELEASED), "i", NOW
+    )
+    assert first is not None
+    later = [
+        window(n, "2", judged(Outcome.ALARM, onset_ms=2 * HOUR))
+        for n in range(30, 30 + MEMORY_WINDOWS)
+    ]
+    assert gathered(later).diagnosis.cause is Cause.UNDETERMINED
+    assert gathered(later, incident=first).diagnosis.cause is Cause.BAD_RELEASE
+    rolled_back = [replace(v, figures={"judged_version": "1"}) for v in later]
+    assert gathered(rolled_back, incident=first).diagnosis.cause is Cause.UNDETERMINED
+    broken = finding(Outcome.ALARM, onset_ms=30 * HOUR)
+    broken = replace(broken, kind=Kind.DATA_QUALITY, figure="missing_rate(x)")
+    worse = [replace(later[0], findings=[*later[0].findings, broken]), *later[1:]]
+    found = gathered(worse, incident=first).diagnosis
+    assert found.cause is Cause.DATA_QUALITY_BREAK
+
+
+def test_a_watched_promotion_that_brought_the_drop_is_taken_back() -> None:
+    rollout = Rollout(
+        id="o-1",
+        model="m",
+        run_id="r",
+        state=RolloutState.WATCHING,
+        reason="",
+        created_ms=0,
+        updated_ms=0,
+        champion_version="1",
+        challenger_version="2",
+    )
+    found = gathered(RELEASED, rollout=rollout, busy="Rollout o-1 (watching)", since_ms=2 * HOUR)
+    assert decide(found, POLICY, NOW).action is Action.ROLL_BACK
+    into_trouble = [
+        window(0, "1", judged(Outcome.OK)),
+        window(1, "1", judged(Outcome.ALARM, onset_ms=HOUR)),
+        window(2, "2", judged(Outcome.ALARM, onset_ms=2 * HOUR)),
+    ]
+    found = gathered(
+        into_trouble, rollout=rollout, busy="Rollout o-1 (watching)", since_ms=2 * HOUR
+    )
+    assert decide(found, POLICY, NOW).action is Action.NONE, "it was as bad before the promotion"
+
+
+def test_labelled_rows_and_values_are_weighed_only_where_something_stands() -> None:
+    unit = (Sign(code=Code.DATA_QUALITY, subject="x", text="x is 100 times what it was."),)
+    calm = [window(0, "1", judged(Outcome.OK))]
+    assert gathered(calm, seen=Seen(broken_values=unit)).diagnosis.cause is Cause.NONE
+    bad = [window(0, "1", judged(Outcome.ALARM, onset_ms=0))]
+    found = gathered(bad, seen=Seen(broken_values=unit))
+    assert decide(found, POLICY, NOW).reason_code is Why.DATA_QUALITY

@@ -361,6 +361,7 @@ def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(loca
     grown = baselines.baselines_of(local, "m")[-1]
     assert grown.source.startswith("grown:")
     assert 168 <= grown.windows <= 170
+    world.go(1, shift=0.8)
     with local.read() as connection:
         fitted = detectors_of(connection, "m")[-1].fitted
     assert not fitted.inherited

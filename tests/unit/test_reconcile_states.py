@@ -1,5 +1,6 @@
 """The reconciler: from any stored state it comes to an end; people's requests; holds; projections."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from msgspec.structs import replace
 from sqlalchemy import update
 
 from trimtab.contracts.model import Contract
+from trimtab.detect.diagnosis import Code, Sign
+from trimtab.detect.label_signals import LabelSignals
 from trimtab.errors import ConflictError
 from trimtab.records import (
     FINAL_ROLLOUT,
@@ -31,7 +34,10 @@ from trimtab.store.leases import Lease, acquire
 from trimtab.store.models import add_version, apply_contract
 from trimtab_agent.context import Context
 from trimtab_agent.gate.gate import HeldOut
+from trimtab_agent.jobs import InlineJobs
+from trimtab_agent.recipes.data import DataError
 from trimtab_agent.reconcile import champion_since_ms, reconcile_model
+from trimtab_agent.scheduler import Agent
 from trimtab_agent.testing import (
     LEASE_MS,
     MODEL,
@@ -314,6 +320,119 @@ def test_broken_data_holds_a_canary_and_it_goes_on_afterwards(world: World) -> N
     assert records.get_rollout(world.store, "o-1").state is RolloutState.HELD
     world.deps.sight.verdicts = sight  # type: ignore[method-assign]
     assert tick_until_done(world, "rollout", "o-1").state is RolloutState.DONE
+
+
+# --- the diagnosis --------------------------------------------------------------------------------
+
+
+def judged(second: int, version: str, *, bad: bool) -> Verdict:
+    start_ms = START_MS + 1_000 * second
+    finding = Finding(
+        kind=Kind.PERFORMANCE,
+        outcome=Outcome.ALARM if bad else Outcome.OK,
+        reason=Reason.RULE_BREACHED if bad else Reason.WITHIN_LIMITS,
+        figure="accuracy",
+        rule="accuracy < 0.90 in 3 of 4",
+        value=0.6 if bad else 0.95,
+        onset_ms=start_ms if bad else None,
+    )
+    return replace(
+        broken(start_ms),
+        kind=Kind.PERFORMANCE,
+        findings=[finding],
+        figures={"rows_by_version": {version: 400}, "judged_version": version},
+    )
+
+
+def test_a_promotion_that_brought_the_drop_is_taken_back_while_it_is_watched(world: World) -> None:
+    put(world, rollout_in(world, RolloutState.WATCHING))
+    after_ms = records.traffic_history(world.store, MODEL)[0][0]
+    second = (after_ms - START_MS) // 1_000 + 1
+    seen = [judged(second, "2", bad=True), judged(second - 2, "1", bad=False)]
+    world.deps.sight.verdicts = lambda _model: seen  # type: ignore[method-assign]
+    world.tick()
+    rollout = records.get_rollout(world.store, "o-1")
+    assert rollout.state is RolloutState.ROLLING_BACK
+    assert rollout.reason == "Accuracy changed when version 2 came: roll back to 1."
+    traffic = records.current_traffic(world.store, MODEL)
+    assert traffic is not None
+    assert [arm.version for arm in traffic.arms] == ["1"]
+    incident = records.active_incident(world.store, MODEL)
+    assert incident is not None
+    assert incident.state is IncidentState.ACTING
+    assert incident.decision["diagnosis"]["cause"] == "bad_release"
+    world.deps.sight.verdicts = lambda _model: [seen[1]]  # type: ignore[method-assign]
+    assert tick_until_done(world, "rollout", "o-1").state is RolloutState.ROLLED_BACK
+
+
+class SlowJobs(InlineJobs):
+    """Jobs that are done when they are asked for a second time."""
+
+    def __init__(self) -> None:
+        self.begun: set[str] = set()
+
+    def poll(self, key: str, work: Any) -> tuple[bool, Any]:
+        if key.startswith("labelled:") and key not in self.begun:
+            self.begun.add(key)
+            return False, None
+        return super().poll(key, work)
+
+
+def label_shift() -> LabelSignals:
+    moved = tuple(
+        Sign(code=code, subject="'1'", text="It comes more often.")
+        for code in (Code.LABEL_PRIOR, Code.CALIBRATION, Code.SCORE_DRIFT)
+    )
+    return LabelSignals(
+        rows=900,
+        reference_rows=2_000,
+        label_prior=moved[:1],
+        class_conditional=(),
+        calibration=moved[1:2],
+        calibration_shape=(),
+        features=(),
+        score=moved[2:],
+        quality=(),
+    )
+
+
+def test_labelled_rows_are_read_aside_before_a_run_begins_and_may_prevent_it(world: World) -> None:
+    jobs = SlowJobs()
+    world.deps = dataclasses.replace(world.deps, jobs=jobs)
+    world.agent = Agent(world.store, world.deps, "slow", LEASE_MS, world.now_ms)
+    asked: list[tuple[str, int]] = []
+
+    def read(contract: Contract, version: str, since_ms: int, onset_ms: int, now_ms: int) -> Any:
+        asked.append((version, onset_ms))
+        return label_shift()
+
+    world.deps.sight.label_signals = read  # type: ignore[method-assign]
+    codes: list[str] = []
+    for _ in range(30):
+        world.tick()
+        incident = records.active_incident(world.store, MODEL)
+        if incident is not None:
+            codes.append(incident.decision["reason_code"])
+    assert codes[-1] == "label_shift"
+    assert set(asked) == {("1", START_MS + 4_000)}
+    assert len(asked) < len(codes), "not at every tick"
+    assert records.list_runs(world.store) == []
+    incident = records.active_incident(world.store, MODEL)
+    assert incident is not None
+    assert incident.decision["diagnosis"]["advice"] == "recalibrate"
+    assert "recalibrate" in incident.reason
+
+
+def test_an_archive_that_cannot_be_read_does_not_keep_a_model_from_being_retrained(
+    world: World,
+) -> None:
+    def unreadable(*_: Any) -> Any:
+        raise DataError("the archive is away")
+
+    world.deps.sight.label_signals = unreadable  # type: ignore[method-assign]
+    for _ in range(20):
+        world.tick()
+    assert records.list_runs(world.store) != []
 
 
 # --- people ---------------------------------------------------------------------------------------

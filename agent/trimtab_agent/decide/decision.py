@@ -1,23 +1,29 @@
 """Retrain or not, and why. Pure: the evidence and the time go in, one decision comes out.
 
 The rules stand in `_RULES` in the order in which they are asked; the first that has an opinion gives
-the decision (statistics, F: fix before roll back before wait before retrain). A "no" carries its
-reason and numbers as a "yes" does.
+the decision (statistics, F: fix before roll back before wait before recalibrate before retrain). A "no"
+carries its reason and numbers as a "yes" does, and both carry the diagnosis with every sign.
 """
 
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
+from trimtab.detect.diagnosis import Advice, Cause, Code, Diagnosis, subjects
 from trimtab.records import IncidentState, Kind
 from trimtab_agent.decide.evidence import Concern, Evidence
 from trimtab_agent.decide.policy import Policy, cooldown_ms, next_month_ms, quiet_until_ms
 
+REASONS_MOST = 40
+"""Signs kept in a decision's record, which is written at each change; the first are those it rests on."""
+
 
 class Action(StrEnum):
-    """What to do. `recalibrate` is named by the design and not offered yet: no rule gives it."""
+    """What the agent does. What it cannot do itself (fix, recalibrate) is `watch`, and the diagnosis advises it."""
 
     NONE = "none"
     WATCH = "watch"
@@ -25,6 +31,8 @@ class Action(StrEnum):
     HOLD = "hold"
     """Retraining is due, but not now: cooldown, budget or quiet hours."""
     RETRAIN = "retrain"
+    ROLL_BACK = "roll_back"
+    """Take back the promotion that is being watched."""
     ESCALATE = "escalate"
 
 
@@ -35,6 +43,11 @@ class Why(StrEnum):
     CANNOT_TELL = "cannot_tell"
     UNDER_WAY = "under_way"
     DATA_QUALITY = "data_quality"
+    BAD_RELEASE = "bad_release"
+    LABEL_PIPELINE = "label_pipeline"
+    LABEL_SHIFT = "label_shift"
+    CAUSE_UNCLEAR = "cause_unclear"
+    DIAGNOSING = "diagnosing"
     NOT_THE_MODEL = "not_the_model"
     INPUTS_MOVED_NO_HARM = "inputs_moved_no_harm"
     INPUTS_MOVED_HARM_UNKNOWN = "inputs_moved_harm_unknown"
@@ -70,8 +83,18 @@ def decide(evidence: Evidence, policy: Policy, now_ms: int) -> Decision:
     for rule in _RULES:
         decision = rule(evidence, policy, now_ms)
         if decision is not None:
-            return decision
+            return _with_diagnosis(decision, evidence.diagnosis)
     return _of(Action.NONE, Why.NOTHING_WRONG, "Nothing is wrong: no rule is in alarm.")
+
+
+def _with_diagnosis(decision: Decision, diagnosis: Diagnosis) -> Decision:
+    """Add what kind of change it is to a decision's numbers, where it is any."""
+    if diagnosis.cause is Cause.NONE:
+        return decision
+    said = msgspec.to_builtins(replace(diagnosis, reasons=diagnosis.reasons[:REASONS_MOST]))
+    if len(diagnosis.reasons) > REASONS_MOST:
+        said["more_reasons"] = len(diagnosis.reasons) - REASONS_MOST
+    return replace(decision, numbers={**decision.numbers, "diagnosis": said})
 
 
 def _of(
@@ -93,6 +116,27 @@ def _names(found: list[Concern]) -> str:
     return ", ".join(dict.fromkeys(c.figure for c in found))
 
 
+def _called(evidence: Evidence, found: list[Concern], *codes: Code) -> str:
+    """What is in trouble, as people call it: what the signs are about, or the figures' names."""
+    return subjects([s for s in evidence.diagnosis.reasons if s.code in codes]) or _names(found)
+
+
+def _taken_back(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    """A promotion that is watched is taken back where quality fell with it; moved answers alone do not do."""
+    diagnosis = evidence.diagnosis
+    if evidence.watching is None or diagnosis.cause is not Cause.BAD_RELEASE:
+        return None
+    if not any(sign.code is Code.QUALITY_DROP and sign.fresh for sign in diagnosis.reasons):
+        return None
+    return _of(
+        Action.ROLL_BACK,
+        Why.BAD_RELEASE,
+        diagnosis.summary,
+        rollout=evidence.watching,
+        alarms=_figures(evidence.alarms(Kind.PERFORMANCE)),
+    )
+
+
 def _under_way(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
     if evidence.busy is None:
         return None
@@ -111,14 +155,43 @@ def _no_verdict(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision |
 
 def _data_quality(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
     found = evidence.alarms(Kind.DATA_QUALITY)
-    if not found:
+    diagnosed = evidence.diagnosis.cause is Cause.DATA_QUALITY_BREAK
+    if not found and not diagnosed:
         return None
-    return _of(
-        Action.WATCH,
-        Why.DATA_QUALITY,
-        f"The data is broken ({_names(found)}): fix it upstream. A broken feed is not learned.",
-        alarms=_figures(found),
-    )
+    reason = evidence.diagnosis.summary
+    if not diagnosed:
+        reason = f"The data is broken ({_names(found)}): fix it upstream, do not retrain."
+    return _of(Action.WATCH, Why.DATA_QUALITY, reason, alarms=_figures(found))
+
+
+def _for_people(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
+    """What the agent can name and people must do: take back a release, mend labels, recalibrate."""
+    why = _FOR_PEOPLE.get(evidence.diagnosis.cause)
+    if why is None:
+        return None
+    return _of(Action.WATCH, why, evidence.diagnosis.summary, alarms=_figures(_standing(evidence)))
+
+
+_FOR_PEOPLE = {
+    Cause.BAD_RELEASE: Why.BAD_RELEASE,
+    Cause.LABEL_PIPELINE_BREAK: Why.LABEL_PIPELINE,
+    Cause.LABEL_SHIFT: Why.LABEL_SHIFT,
+}
+
+
+def _standing(evidence: Evidence) -> list[Concern]:
+    return sorted((c for c in evidence.concerns if c.stands), key=lambda c: (c.onset_ms, c.figure))
+
+
+def _harmed(evidence: Evidence) -> str:
+    """Name what fell: rules on performance in alarm or, where no rule watches it, labelled rows; "" for nothing."""
+    found = evidence.alarms(Kind.PERFORMANCE)
+    if found:
+        return _called(evidence, found, Code.QUALITY_DROP)
+    diagnosis = evidence.diagnosis
+    if evidence.watches_performance or diagnosis.advice is not Advice.RETRAIN:
+        return ""
+    return subjects([s for s in diagnosis.reasons if s.code is Code.QUALITY_DROP])
 
 
 def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decision | None:
@@ -129,22 +202,25 @@ def _not_the_model(evidence: Evidence, _policy: Policy, _now_ms: int) -> Decisio
     return _of(
         Action.WATCH,
         Why.NOT_THE_MODEL,
-        f"{_names(found)} is in alarm. Retraining does not help there: look at the service.",
+        f"{_called(evidence, found, Code.SERVICE)} is in alarm. Retraining does not help there: look at the service.",
         alarms=_figures(found),
     )
 
 
 def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | None:
     moved = evidence.moved()
-    if not moved or evidence.alarms(Kind.PERFORMANCE):
+    if not moved or _harmed(evidence):
         return None
     figures = _figures(moved)
+    names = _called(evidence, moved, Code.FEATURE_DRIFT, Code.SCORE_DRIFT)
+    what = f"The inputs moved ({names})"
+    if evidence.diagnosis.cause is Cause.JOINT_OR_SERVING_CHANGE:
+        what = f"The answers moved ({names}), no single input did: check version and feature order"
     if not policy.labels_promised:
         return _of(
             Action.WATCH,
             Why.INPUTS_MOVED_NO_LABELS,
-            f"The inputs moved ({_names(moved)}). No labels are promised, so harm cannot be shown: "
-            "no retraining. A person may look.",
+            f"{what}. No labels are promised, so harm cannot be shown: no retraining. A person may look.",
             alarms=figures,
         )
     if evidence.judged_performance:
@@ -152,7 +228,7 @@ def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision |
         return _of(
             Action.WATCH,
             Why.INPUTS_MOVED_NO_HARM,
-            f"The inputs moved ({_names(moved)}), performance did not suffer: no retraining.",
+            f"{what}. Performance did not suffer: no retraining.",
             alarms=figures,
             performance=_figures(performance),
         )
@@ -161,7 +237,7 @@ def _inputs_moved(evidence: Evidence, policy: Policy, now_ms: int) -> Decision |
         policy,
         now_ms,
         Why.INPUTS_MOVED_HARM_UNKNOWN,
-        f"The inputs moved ({_names(moved)}); whether it harms, labels must show",
+        f"{what}; whether it harms, labels must show",
         figures,
     )
 
@@ -202,9 +278,10 @@ def _wait(
 
 
 def _performance(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | None:
-    found = evidence.alarms(Kind.PERFORMANCE)
-    if not found:
+    fell = _harmed(evidence)
+    if not fell:
         return None
+    found = evidence.alarms(Kind.PERFORMANCE) or evidence.moved()
     numbers: dict[str, Any] = {
         "alarms": _figures(found),
         "labelled_rows": evidence.labelled_rows,
@@ -215,8 +292,8 @@ def _performance(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | 
         "budget_per_month": policy.budget_per_month,
         "mode": policy.mode,
     }
-    for check in (_forbidden, _too_few_labels, _not_now):
-        decision = check(evidence, policy, now_ms, found)
+    for check in (_forbidden, _too_few_labels, _unclear, _not_now):
+        decision = check(evidence, policy, now_ms, fell)
         if decision is not None:
             return Decision(
                 action=decision.action,
@@ -229,26 +306,54 @@ def _performance(evidence: Evidence, policy: Policy, now_ms: int) -> Decision | 
     return _of(
         Action.RETRAIN,
         Why.PERFORMANCE_FELL,
-        f"Performance fell ({_names(found)}) and {evidence.labelled_rows} labelled rows show the "
-        f"new data: retrain.{asked}",
+        f"Performance fell ({fell}) and {evidence.labelled_rows} labelled rows show the "
+        f"new data{_KINDS_OF_CHANGE.get(evidence.diagnosis.cause, '')}: retrain.{asked}",
         **numbers,
     )
 
 
-def _forbidden(
-    evidence: Evidence, policy: Policy, _now_ms: int, found: list[Concern]
-) -> Decision | None:
+_KINDS_OF_CHANGE = {
+    Cause.CONCEPT_DRIFT: ", in which the same inputs mean other labels",
+    Cause.COVARIATE_HARMFUL: ", whose inputs moved to where the model is worse",
+}
+
+
+def _unclear(evidence: Evidence, policy: Policy, now_ms: int, fell: str) -> Decision | None:
+    """There are labels enough, and what they show is not a change to learn, or not yet known."""
+    if evidence.pending:
+        return _of(
+            Action.HOLD,
+            Why.DIAGNOSING,
+            f"Performance fell ({fell}); the labelled rows are being read to tell why.",
+        )
+    diagnosis = evidence.diagnosis
+    if diagnosis.advice is not Advice.WAIT_FOR_LABELS:
+        return None
+    since = now_ms if evidence.waiting_since_ms is None else evidence.waiting_since_ms
+    until = since + policy.label_wait_ms
+    what = f"Performance fell ({fell}), and it is not clear why. {diagnosis.summary}"
+    if now_ms >= until:
+        return _of(
+            Action.ESCALATE,
+            Why.CAUSE_UNCLEAR,
+            f"{what} Waiting has not told: a person must decide.",
+            waiting_since_ms=since,
+        )
+    return _of(Action.WAIT_FOR_LABELS, Why.CAUSE_UNCLEAR, what, until, waiting_since_ms=since)
+
+
+def _forbidden(evidence: Evidence, policy: Policy, _now_ms: int, fell: str) -> Decision | None:
     if policy.mode == "off":
         return _of(
             Action.WATCH,
             Why.RETRAINING_OFF,
-            f"Performance fell ({_names(found)}), but retraining is off in the contract.",
+            f"Performance fell ({fell}), but retraining is off in the contract.",
         )
     if not evidence.champion:
         return _of(
             Action.ESCALATE,
             Why.NO_CHAMPION,
-            f"Performance fell ({_names(found)}), but the model has no champion to replace. "
+            f"Performance fell ({fell}), but the model has no champion to replace. "
             "Name one with `trimtab model champion`.",
         )
     incident = evidence.incident
@@ -261,19 +366,15 @@ def _forbidden(
     return None
 
 
-def _too_few_labels(
-    evidence: Evidence, policy: Policy, now_ms: int, found: list[Concern]
-) -> Decision | None:
+def _too_few_labels(evidence: Evidence, policy: Policy, now_ms: int, fell: str) -> Decision | None:
     if evidence.labelled_rows >= policy.min_labels:
         return None
-    what = f"Performance fell ({_names(found)})"
-    return _wait(evidence, policy, now_ms, Why.TOO_FEW_LABELS, what, _figures(found))
+    what = f"Performance fell ({fell})"
+    return _wait(evidence, policy, now_ms, Why.TOO_FEW_LABELS, what, _figures(_standing(evidence)))
 
 
-def _not_now(
-    evidence: Evidence, policy: Policy, now_ms: int, found: list[Concern]
-) -> Decision | None:
-    what = f"Performance fell ({_names(found)}), but"
+def _not_now(evidence: Evidence, policy: Policy, now_ms: int, fell: str) -> Decision | None:
+    what = f"Performance fell ({fell}), but"
     last, incident = evidence.last_attempt, evidence.incident
     if last is not None:
         same = incident is not None and last.incident_id == incident.id
@@ -309,9 +410,11 @@ def _not_now(
 
 
 _RULES: tuple[_Rule, ...] = (
+    _taken_back,
     _under_way,
     _no_verdict,
     _data_quality,
+    _for_people,
     _not_the_model,
     _inputs_moved,
     _performance,
@@ -336,6 +439,7 @@ STATE_OF: dict[Action, IncidentState] = {
     Action.WAIT_FOR_LABELS: IncidentState.WAITING_FOR_LABELS,
     Action.HOLD: IncidentState.DIAGNOSING,
     Action.RETRAIN: IncidentState.ACTING,
+    Action.ROLL_BACK: IncidentState.ACTING,
     Action.ESCALATE: IncidentState.ESCALATED,
 }
 """The incident's state under each action; `none` leaves it where it is."""

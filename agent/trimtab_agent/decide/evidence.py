@@ -6,15 +6,21 @@ each rule is taken from the newest window that judged it, among the last `MEMORY
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
+from trimtab.detect.diagnosis import Cause, Code, Diagnosis, Sign, Signals, Signs, diagnose
+from trimtab.detect.label_signals import LabelSignals
+from trimtab.detect.signals import Judged, newest_judged, signals_of, with_labels
 from trimtab.records import (
     FINAL_RUN,
-    Finding,
     Incident,
     Kind,
     Outcome,
     Reason,
+    Rollout,
+    RolloutState,
     Run,
     RunState,
     Verdict,
@@ -23,18 +29,6 @@ from trimtab.records import (
 MEMORY_WINDOWS = 24
 """How many windows back a judged finding still counts; chosen to outlive a label delay."""
 
-_UNJUDGED = frozenset(
-    {
-        Reason.WAITING_FOR_LABELS,
-        Reason.CALIBRATING,
-        Reason.TOO_FEW_ROWS,
-        Reason.NO_DATA,
-        Reason.STALLED,
-        Reason.LOST_MESSAGES,
-        Reason.UNDEFINED,
-        Reason.NOT_APPLICABLE,
-    }
-)
 _INPUT_KINDS = frozenset({Kind.INPUT, Kind.PREDICTION})
 REFUNDED = frozenset({RunState.SUPERSEDED, RunState.CANCELLED})
 """Runs that end so give their share of the month's budget back; crashes and refusals count."""
@@ -59,6 +53,22 @@ class Concern(Struct, frozen=True, kw_only=True):
         return self.outcome is Outcome.ALARM or self.reason is Reason.RULE_BREACHED
 
 
+class Seen(Struct, frozen=True, kw_only=True):
+    """What was read beside the verdicts because something stands."""
+
+    labels: LabelSignals | None = None
+    """What the archive's labelled rows say; None: not measured."""
+    pending: bool = False
+    """The archive's rows are being read; the next tick knows more."""
+    broken_values: Signs | None = None
+    """Collapsed values, changed units, risen rates of the newest window."""
+    heterogeneity: Signs | None = None
+    """Versions that differ in what they are fed."""
+
+
+NOTHING_SEEN = Seen()
+
+
 class Attempt(Struct, frozen=True):
     """How the model's last attempt ended, and when; `incident_id` is the incident it was for."""
 
@@ -66,6 +76,9 @@ class Attempt(Struct, frozen=True):
     outcome: str
     finished_ms: int
     incident_id: str | None = None
+
+
+NO_DIAGNOSIS = diagnose(signals_of([], labels_promised=False))
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -91,6 +104,12 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """What is under way for the model ("run …", "rollout …"); None when nothing is."""
     champion: bool = True
     """Whether the model has a champion to compare a challenger with."""
+    diagnosis: Diagnosis = NO_DIAGNOSIS
+    """What kind of change it is, from all signals."""
+    pending: bool = False
+    """Labelled rows that may change the diagnosis are being read."""
+    watching: str | None = None
+    """The rollout whose promotion is being watched: it can still be taken back."""
 
     def alarms(self, *kinds: Kind) -> list[Concern]:
         """Concerns in alarm among these kinds, worst first known onset first."""
@@ -108,14 +127,7 @@ def concerns(verdicts: Sequence[Verdict], since_ms: int = 0) -> list[Concern]:
 
     `verdicts` in any order; windows that start before `since_ms` (an earlier champion's) are left out.
     """
-    found: dict[tuple[Kind, str, str | None], Concern] = {}
-    for verdict in newest_windows(verdicts, since_ms):
-        for finding in verdict.findings:
-            key = (finding.kind, finding.figure, finding.rule)
-            if key in found or finding.reason in _UNJUDGED:
-                continue
-            found[key] = _concern(finding, verdict)
-    return list(found.values())
+    return [_concern(judged) for judged in newest_judged(newest_windows(verdicts, since_ms))]
 
 
 def newest_windows(verdicts: Iterable[Verdict], since_ms: int = 0) -> list[Verdict]:
@@ -131,7 +143,8 @@ def newest_windows(verdicts: Iterable[Verdict], since_ms: int = 0) -> list[Verdi
     return [latest[start] for start in starts]
 
 
-def _concern(finding: Finding, verdict: Verdict) -> Concern:
+def _concern(judged: Judged) -> Concern:
+    finding = judged.finding
     return Concern(
         kind=finding.kind,
         outcome=finding.outcome,
@@ -140,8 +153,8 @@ def _concern(finding: Finding, verdict: Verdict) -> Concern:
         rule=finding.rule,
         value=finding.value,
         threshold=finding.threshold,
-        window_start_ms=verdict.window_start_ms,
-        onset_ms=verdict.window_start_ms if finding.onset_ms is None else finding.onset_ms,
+        window_start_ms=judged.verdict.window_start_ms,
+        onset_ms=judged.onset_ms,
     )
 
 
@@ -174,8 +187,14 @@ def gather(
     last_attempt: Attempt | None,
     busy: str | None,
     champion: bool,
+    labels_promised: bool = True,
+    seen: Seen = NOTHING_SEEN,
+    rollout: Rollout | None = None,
 ) -> Evidence:
-    """Put the evidence together. `runs` are the model's runs, at least since the month began."""
+    """Put the evidence together. `runs` are the model's runs, at least since the month began.
+
+    `rollout` is the active one.
+    """
     found = concerns(verdicts, since_ms)
     windows = newest_windows(verdicts, since_ms)
     waiting = None if incident is None else incident.decision.get("waiting_since_ms")
@@ -195,6 +214,71 @@ def gather(
         ),
         busy=busy,
         champion=champion,
+        diagnosis=diagnosis_of(
+            verdicts, since_ms, labels_promised, labelled_rows, seen, rollout, incident
+        ),
+        pending=seen.pending,
+        watching=rollout.id if rollout and rollout.state is RolloutState.WATCHING else None,
+    )
+
+
+def diagnosis_of(
+    verdicts: Sequence[Verdict],
+    since_ms: int,
+    labels_promised: bool,
+    labelled_rows: int,
+    seen: Seen = NOTHING_SEEN,
+    rollout: Rollout | None = None,
+    incident: Incident | None = None,
+) -> Diagnosis:
+    """Diagnose from verdicts, labelled rows and the active rollout; nothing stands, nothing is diagnosed."""
+    signals = signals_of(
+        newest_windows(verdicts),
+        labels_promised=labels_promised,
+        since_ms=since_ms,
+        labelled_rows=labelled_rows,
+    )
+    if signals.firing:
+        signals = with_labels(signals, seen.labels)
+        broken = (*(signals.data_quality or ()), *(seen.broken_values or ()))
+        signals = replace(
+            signals,
+            data_quality=None if signals.data_quality is None and not broken else broken,
+            heterogeneity=seen.heterogeneity,
+        )
+    signals = replace(signals, canary=_harm(rollout))
+    return _held(incident, signals) or diagnose(signals)
+
+
+def _held(incident: Incident | None, signals: Signals) -> Diagnosis | None:
+    """The incident's bad release, while it stands: the windows that showed it come do not stay for ever."""
+    known = None if incident is None else incident.decision.get("diagnosis")
+    if known is None or signals.quality == () or signals.data_quality or signals.heterogeneity:
+        return None
+    try:
+        diagnosis = msgspec.convert(known, Diagnosis, strict=False)
+    except msgspec.ValidationError:  # of a release that knew other causes
+        return None
+    versions = {sign.subject for sign in diagnosis.reasons if sign.code is Code.DEPLOY}
+    moved = signals.features or signals.answers or signals.quality
+    same = diagnosis.cause is Cause.BAD_RELEASE and signals.serving in versions
+    return diagnosis if same and moved else None
+
+
+def _harm(rollout: Rollout | None) -> Signs | None:
+    """S10: an active rollout that is being rolled back for what its arms showed."""
+    if rollout is None:
+        return None
+    look = rollout.assessment
+    if rollout.state is not RolloutState.ROLLING_BACK or look.get("decision") != "roll_back":
+        return ()
+    return (
+        Sign(
+            code=Code.CANARY,
+            subject=f"version {rollout.challenger_version}",
+            text=str(look.get("reason", rollout.reason)),
+            onset_ms=rollout.step_since_ms,
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API `/v1`, reading: models, windows, verdicts, alerts, runs, rollouts, ledger, keys, audit.
+"""The HTTP API `/v1`, reading: models, windows, verdicts, alerts, incidents, runs, rollouts, ledger, keys, audit.
 
 Every handler runs in a thread, since the store blocks. Lists take `limit` and `cursor` and answer
 `{"items": […], "next": cursor or null}`.
@@ -21,7 +21,7 @@ from trimtab.api.history import EVER_MS, PERIODS_MAX, History, history
 from trimtab.api.series import Series, series
 from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError, TrimtabError
-from trimtab.records import Alert, Role, Rollout, Run, Transition, Verdict
+from trimtab.records import Alert, Incident, Role, Rollout, Run, Transition, Verdict
 from trimtab.store import agent, models, overview, verdicts
 from trimtab.store.alerts import get_alert
 from trimtab.store.baselines import baselines_of
@@ -125,6 +125,20 @@ class AlertPage(Struct, frozen=True):
 
     items: list[Alert]
     next: str | None
+
+
+class IncidentPage(Struct, frozen=True):
+    """Some incidents, newest first."""
+
+    items: list[Incident]
+    next: str | None
+
+
+class IncidentDetail(Struct, frozen=True):
+    """An incident and how it came here; `decision.diagnosis` is the kind of change, with its reasons."""
+
+    incident: Incident
+    transitions: list[Transition]
 
 
 class RunPage(Struct, frozen=True):
@@ -410,6 +424,26 @@ async def _changes(store: Store, scope: str) -> AsyncIterator[ServerSentEventMes
         await asyncio.sleep(STREAM_EVERY_S)
 
 
+@get("/incidents", sync_to_thread=True)
+def list_incidents(
+    state: State, request: Asked, model: OfModel = None, limit: Limit = 50, cursor: Cursor = None
+) -> IncidentPage:
+    """List incidents inside the key's scope, newest first; `decision` says what is wrong and what to do."""
+    scope = request.user.scope
+    page = overview.incidents_page(
+        _store(state), scope=scope, model=model, cursor=cursor, limit=limit
+    )
+    return IncidentPage(page.items, page.next)
+
+
+@get("/incidents/{incident:str}", sync_to_thread=True)
+def get_incident(state: State, request: Asked, incident: FromPath[str]) -> IncidentDetail:
+    """Get an incident: the decision with its diagnosis, transitions."""
+    found = agent.get_incident(_store(state), incident)
+    allow(request.user, _store(state), found.model)
+    return IncidentDetail(found, agent.transitions_of(_store(state), "incident", incident))
+
+
 @get("/runs", sync_to_thread=True)
 def list_runs(
     state: State, request: Asked, model: OfModel = None, limit: Limit = 50, cursor: Cursor = None
@@ -501,6 +535,8 @@ reading = Router(
         list_alerts,
         stream_alerts,
         get_one_alert,
+        list_incidents,
+        get_incident,
         list_runs,
         get_run,
         list_rollouts,

@@ -38,6 +38,8 @@ FIGURE = "detector"
 """Name of the figure of what a detector says; `condition_of` makes an alert's key of it and the kind."""
 LEAST_ROWS = 30
 """Fewer rows of a source than this, or than the contract's `min_rows`, are not read: their contrasts are too skew."""
+MOST_SENTENCES = 8
+"""Of one kind: a column that is another than before has changed its relation to all others."""
 QUALITY_RATES = frozenset({"missing", "type_error", "unseen", "infinite", "below_min", "above_max"})
 Tree = dict[str, Any]
 
@@ -268,11 +270,11 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             outcome, reason = Outcome.ALARM, Reason.DETECTOR
             parts = [sentence(m, _source(detector, m.source)) for m in now if m.source in fresh]
             parts += [f"{sentence(m, _source(detector, m.source))}; it lasts" for m in still]
-            detail = "; ".join(parts)
+            detail = _joined(parts)
             onset_ms = min(m.onset_ms for m in (*now, *still) if m.source in fresh or m in still)
         elif now and said.warning:
             outcome, reason = Outcome.WARNING, Reason.DETECTOR
-            detail = "; ".join(sentence(m, _source(detector, m.source)) for m in now)
+            detail = _joined([sentence(m, _source(detector, m.source)) for m in now])
             onset_ms = min(m.onset_ms for m in now)
         yield Finding(
             kind=kind,
@@ -285,6 +287,12 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             detail=detail,
             onset_ms=onset_ms,
         )
+
+
+def _joined(parts: Sequence[str]) -> str:
+    said = "; ".join(parts[:MOST_SENTENCES])
+    more = len(parts) - MOST_SENTENCES
+    return said if more <= 0 else f"{said}; and {more} more"
 
 
 def _tree(watching: Watching, after: State, said: Said) -> Tree:
@@ -335,8 +343,9 @@ def _source(detector: Detector, name: str) -> SourceContrasts:
 def sentence(moved: Moved, source: SourceContrasts) -> str:
     """Say what has moved, how far, since when and how much of the evidence it is."""
     windows = "1 window" if moved.windows == 1 else f"{moved.windows} windows"
+    name = f"{source.column} and {source.other}" if source.origin == "joint" else moved.source
     return (
-        f"{moved.source}: {_effect(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
+        f"{name}: {_effect(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
         f"{moved.share:.0%} of the evidence"
     )
 
@@ -346,6 +355,9 @@ def _effect(moved: Moved, source: SourceContrasts) -> str:
         return f"{moved.what} {moved.effect:.1%} of rows, usually {moved.usual:.1%}"
     if moved.what == "location":
         return f"shifted by {sd_equivalents(moved.effect):+.2f} sd (± {moved.error:.2f})"
+    if source.origin == "joint":
+        now = math.tanh(moved.usual + moved.effect)
+        return f"{moved.what} {now:+.2f}, usually {math.tanh(moved.usual):+.2f}"
     if source.origin == "volume":
         return f"{2 ** (-moved.effect / VOLUME_UNIT):.0%} of the usual rows"
     share = share_moved(source, moved.what, moved.effect)

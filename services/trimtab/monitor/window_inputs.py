@@ -19,12 +19,13 @@ from trimtab.detect.drift import Fitted, Watching, is_detectors, state_digest
 from trimtab.detect.evidence import Detector, State
 from trimtab.detect.figures import Figures, Labelled, comparisons
 from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_memory, rules_of
-from trimtab.detect.verdict import Carried, WindowInputs
+from trimtab.detect.verdict import Carried, WindowInputs, joint_of
 from trimtab.events.types import Traffic
 from trimtab.monitor.label_free_inputs import LabelFreeReader
 from trimtab.records import Kind, Outcome
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
+from trimtab.stats.joint import JointState
 from trimtab.store import baselines
 from trimtab.store.baselines import state_of_windows, window_starts
 from trimtab.store.detectors import (
@@ -39,6 +40,7 @@ from trimtab.store.engine import Store
 from trimtab.store.models import active_cuts, contract_at, cuts_at
 from trimtab.store.performance import window_performance
 from trimtab.store.resources import window_gauges
+from trimtab.store.samples import window_joint
 from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
 from trimtab.store.window_state import WindowState, segment_states, window_state
@@ -226,6 +228,7 @@ class ModelReader:
             segments={}
             if cuts is None or not isinstance(watching, Watching)
             else segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+            joint=self._joint(connection, head, contract, watching, read, stalled),
             offsets=[(o.topic, o.partition, o.first_offset, o.next_offset) for o in read.offsets],
             panes=read.panes,
             lost=read.lost,
@@ -296,6 +299,27 @@ class ModelReader:
         if state is None:
             return baseline
         return msgspec.structs.replace(baseline, state=state, season=slot_name(season, slot))
+
+    def _joint(
+        self,
+        connection: Connection,
+        head: Head | None,
+        contract: Contract,
+        watching: Watching | Carried | None,
+        read: WindowState,
+        stalled: str | None,
+    ) -> JointState | None:
+        """Return how columns went together in the window's sample, as its first judgement found it.
+
+        A window that cannot be judged yet is not read: its sample may be half.
+        """
+        known = None if head is None else joint_of(head.evidence.prior)
+        if known is not None or not isinstance(watching, Watching) or not watching.detector.paired:
+            return known
+        if stalled is not None or read.lost or not read.rows:
+            return None
+        wanted = watching.detector.paired
+        return window_joint(connection, contract, watching.cuts, read.start_ms, read.end_ms, wanted)
 
     def _watching(
         self,

@@ -33,6 +33,7 @@ from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
+    reference_joint,
     reference_labels,
     reference_performance,
 )
@@ -412,6 +413,7 @@ def _stored_windows(
     version: str | None,
 ) -> list[tuple[int, Observed]]:
     from trimtab.store.resources import window_gauges
+    from trimtab.store.samples import window_joint
     from trimtab.store.window_state import segment_states, window_state
 
     cuts = active_cuts(connection, model)
@@ -435,6 +437,7 @@ def _stored_windows(
                 state=state,
                 resources=window_gauges(connection, model, start_ms, end_ms),
                 segments=segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+                joint=window_joint(connection, contract, cuts, start_ms, end_ms),
             )
             windows.append((start_ms, one))
     return windows
@@ -574,7 +577,13 @@ def fit_from_file(
     built = build_cuts(contract, table.features, table.prediction, table.score)
     length_ms = contract.windows.length_ms
     windows = [
-        (start_ms, Observed(state=observe_reference(built, contract, table, rows)))
+        (
+            start_ms,
+            Observed(
+                state=observe_reference(built, contract, table, rows),
+                joint=reference_joint(built, contract, table, rows),
+            ),
+        )
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}

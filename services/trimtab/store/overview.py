@@ -8,7 +8,7 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, func, or_, select
 
 from trimtab.errors import NotFoundError, TrimtabError
-from trimtab.records import Alert, Rollout, Run
+from trimtab.records import Alert, Incident, Rollout, Run
 from trimtab.store import tables
 from trimtab.store.engine import Store
 from trimtab.store.ledger import PartitionLedger, ledger
@@ -245,6 +245,20 @@ def runs_page(
     table = tables.runs
     query = select(table.c.created_ms.label("at_ms"), table.c.id, table.c.body)
     return _page(store, query, table, table.c.created_ms, Run, (scope, model, cursor, limit))
+
+
+def incidents_page(
+    store: Store,
+    *,
+    scope: str = "*",
+    model: str | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Page:
+    """Return incidents inside a key's scope, newest first."""
+    table = tables.incidents
+    query = select(table.c.created_ms.label("at_ms"), table.c.id, table.c.body)
+    return _page(store, query, table, table.c.created_ms, Incident, (scope, model, cursor, limit))
 
 
 def rollouts_page(

@@ -7,9 +7,11 @@ import math
 import random
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from trimtab.contracts.parse import parse_contract
+from trimtab.detect.diagnosis import Code, Sign, Signals, diagnose
 from trimtab.events.types import TrafficArm
 from trimtab.records import (
     Alert,
@@ -232,6 +234,38 @@ def _alert(start: int, verdict_id: int) -> Alert:
     )
 
 
+def _decision(onset_ms: int) -> dict[str, Any]:
+    """The agent's decision, with the diagnosis it rests on."""
+    brightness = Sign(
+        code=Code.FEATURE_DRIFT,
+        subject="brightness",
+        text="psi(brightness) is 0.31, which meets the rule `psi(brightness) > 0.2`.",
+        value=0.31,
+        limit=0.2,
+        onset_ms=onset_ms,
+    )
+    accuracy = Sign(
+        code=Code.QUALITY_DROP,
+        subject="accuracy",
+        text="accuracy is 0.871, which meets the rule `accuracy < 0.90 in 3 of 4`.",
+        value=0.871,
+        limit=0.9,
+        onset_ms=onset_ms,
+    )
+    measured = Signals(
+        features=(brightness,),
+        quality=(accuracy,),
+        calibration=(),
+        calibration_shape=(),
+        labelled_rows=700,
+    )
+    return {
+        "action": "retrain",
+        "reason_code": "performance_fell",
+        "diagnosis": msgspec.to_builtins(diagnose(measured)),
+    }
+
+
 def _agent_story(store: Store, moments: list[int]) -> None:
     alarmed, canary, promoted = moments
     lease = leases.acquire(store, "agent", "example", alarmed, 1_000_000_000_000)
@@ -247,6 +281,7 @@ def _agent_story(store: Store, moments: list[int]) -> None:
         onset_ms=alarmed - 3 * WINDOW_MS,
         alerts=["a1"],
         run_id="r1",
+        decision=_decision(alarmed - 3 * WINDOW_MS),
     )
     run = Run(
         id="r1",
@@ -285,7 +320,7 @@ def _agent_story(store: Store, moments: list[int]) -> None:
     ]
     with store.write() as connection:
         agent.apply_transition(connection, None, incident, incident.reason, {}, lease)
-        agent.apply_transition(connection, None, run, run.reason, {}, lease)
+        agent.apply_transition(connection, None, run, run.reason, incident.decision, lease)
         agent.apply_transition(connection, None, rollout, rollout.reason, {}, lease)
     traffic = agent.current_traffic(store, MODEL)
     assert traffic is not None
