@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check static kafka kafka-stop bench bench-peers faults schemas lock clean clean-venv
@@ -40,12 +41,15 @@ kafka-stop: ## stop it; its data stays in deploy/kafka/run
 	@python=$(BIN)/python; [ -x $$python ] || python=$(PYTHON); $$python deploy/kafka/broker.py stop
 
 bench: $(READY) ## every benchmark, small (BENCH_ARGS="" for full size)
-	@set -e; for script in $(filter-out bench/rig.py,$(wildcard bench/*.py)); do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
+	@set -e; for script in $(filter-out bench/rig.py bench/drift_peers.py,$(wildcard bench/*.py)); do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 bench: BENCH_ARGS ?= --quick
 
-bench-peers: $(READY) ## bench/peers.py with whylogs, in an environment of its own (.venv-peers)
-	@[ -x .venv-peers/bin/python ] || { $(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install -q -r bench/peers.txt; } || { rm -rf .venv-peers; exit 1; }
-	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
+$(PEERS): bench/peers.txt
+	@rm -rf .venv-peers
+	@$(PYTHON) -m venv .venv-peers && .venv-peers/bin/pip install -q -r bench/peers.txt && touch $@ || { rm -rf .venv-peers; exit 1; }
+
+bench-peers: $(READY) $(PEERS) ## whylogs, NannyML and river, in an environment of their own (.venv-peers), beside ours
+	@set -e; for script in bench/peers.py bench/calibration.py; do echo "trimtab: $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 
 faults: $(READY) ## all that crashes processes, brokers and databases, the long way, with a table
 	@$(BIN)/python -m pytest tests/recovery --faults-long $(PYTEST_ARGS)

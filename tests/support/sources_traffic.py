@@ -86,8 +86,8 @@ def latency(values):
     return Observed(state=PaneState(BARE.cuts_id, latency_ms=LogHistogram.observe(values)))
 
 
-def volume(rows):
-    return Observed(state=PaneState(BARE.cuts_id, int(rows)))
+def volume(rows, rules=None):
+    return Observed(state=PaneState(BARE.cuts_id, int(rows), rules=rules or {}))
 
 
 def merged(windows):
@@ -131,3 +131,93 @@ def autoregressive(rng, count, rho, sd=1.0):
         last = rho * last + shocks[place]
         values[place] = last
     return values
+
+
+# --- traffic without a change -------------------------------------------------------------------------
+
+
+def gauges(rng, count, within, between=0.0, daily=0.0):
+    """60 dependent samples per window, 10 s apart; the level wanders and follows the hour."""
+    samples = autoregressive(rng, count * 60, within, 8).reshape(count, 60)
+    level = autoregressive(rng, count, 0.8, between)
+    level += daily * np.sin(2 * np.pi * np.arange(count) / 24)
+    return [gauge(row) for row in np.clip(40 + samples + level[:, None], 0.01, 100)]
+
+
+def bursts(rng, count, every, length):
+    """A queue that is empty but for bursts of about `length` samples."""
+    samples = count * 60
+    busy, at = np.zeros(samples, bool), 0
+    while at < samples:
+        at += int(rng.geometric(1 / every))
+        end = at + int(rng.geometric(1 / length))
+        busy[at:end] = True
+        at = end
+    depth = np.where(busy, rng.poisson(8, samples), 0)
+    return [gauge(row, "queue_depth") for row in depth.reshape(-1, 60)]
+
+
+def latencies(rng, count, wander=0.0, daily=0.0, incidents=0.0):
+    level = autoregressive(rng, count, 0.8, wander) + daily * np.sin(
+        2 * np.pi * np.arange(count) / 24
+    )
+    rows = rng.poisson(400, count)
+    windows = []
+    for t in range(count):
+        values = np.exp(3 + level[t] + 0.5 * rng.normal(size=rows[t]))
+        if rng.random() < incidents:
+            values[rng.random(rows[t]) < rng.beta(1, 8)] *= 5
+        windows.append(latency(values))
+    return windows
+
+
+def volumes(rng, count, mean, daily=1.0, bursty=0.0):
+    lam = mean * daily ** (np.sin(2 * np.pi * np.arange(count) / 24) / 2)
+    return [volume(v) for v in rng.poisson(lam * np.exp(autoregressive(rng, count, 0.8, bursty)))]
+
+
+def timeouts(rng, count, share, spread):
+    """Rows that time out, more in some windows than in others: a beta of this mean and concentration."""
+    shares = rng.beta(share * spread, (1 - share) * spread, count)
+    rows = rng.poisson(1_000, count)
+    return [
+        volume(n, {"response:timeout": int(rng.binomial(n, p))})
+        for n, p in zip(rows, shares, strict=True)
+    ]
+
+
+def wandering_timeouts(rng, count, share, wander):
+    """Rows that time out, of a share whose logarithm wanders."""
+    shares = share * np.exp(autoregressive(rng, count, 0.8, wander))
+    rows = rng.poisson(1_000, count)
+    return [
+        volume(n, {"response:timeout": int(rng.binomial(n, min(p, 1.0)))})
+        for n, p in zip(rows, shares, strict=True)
+    ]
+
+
+NULLS = {
+    "independent samples": (gauges, {"within": 0.0}),
+    "dependent samples": (gauges, {"within": 0.95}),
+    "dependent samples, a wandering level, a day": (
+        gauges,
+        {"within": 0.95, "between": 6.0, "daily": 10.0},
+    ),
+    "bursts of minutes": (bursts, {"every": 2_000, "length": 15}),
+    "independent latencies": (latencies, {}),
+    "wandering latencies": (latencies, {"wander": 0.05, "daily": 0.3}),
+    "incidents": (latencies, {"wander": 0.05, "incidents": 0.03}),
+    "poisson volume": (volumes, {"mean": 1_000}),
+    "few rows": (volumes, {"mean": 5}),
+    "diurnal volume": (volumes, {"mean": 1_000, "daily": 9.0}),
+    "bursty volume": (volumes, {"mean": 1_000, "daily": 9.0, "bursty": 0.7}),
+    "steady timeouts": (timeouts, {"share": 0.01, "spread": 1e6}),
+    "bursty timeouts": (timeouts, {"share": 0.01, "spread": 100}),
+    "wandering timeouts": (wandering_timeouts, {"share": 0.02, "wander": 0.5}),
+}
+
+
+def null(name, rng, count):
+    """Return windows of one source that nothing happens to."""
+    make, how = NULLS[name]
+    return make(rng, count, **how)

@@ -33,7 +33,7 @@ def by_bin(scores, chosen):
     return np.bincount(score_bins(scores)[chosen], minlength=BINS)
 
 
-def calibration(scores, hits):
+def labelled_scores(scores, hits):
     return LabelledScores(
         tuple(by_bin(scores, hits).tolist()), tuple(by_bin(scores, ~hits).tolist())
     )
@@ -71,7 +71,7 @@ def coverage(seed, draws=400, rows=2_000, reference_rows=20_000, **change):
     random, inside = np.random.default_rng(seed), dict.fromkeys(FIGURES, 0)
     for number in range(draws):
         if number % 10 == 0:
-            fitted = calibrator(calibration(*draw(random, reference_rows)))
+            fitted = calibrator(labelled_scores(*draw(random, reference_rows)))
         scores, labels = draw(random, rows, **change)
         found, truth = estimate(fitted, scores), realised(scores, labels)
         for name in FIGURES:
@@ -98,14 +98,14 @@ def test_under_concept_drift_they_fail_and_the_residuals_of_500_labels_say_so():
     assert covered["precision"] < 0.5
     random, found = np.random.default_rng(14), 0
     for _ in range(60):
-        fitted = calibrator(calibration(*draw(random, 20_000)))
+        fitted = calibrator(labelled_scores(*draw(random, 20_000)))
         windows = labelled(random, [100] * 5, drift=-0.7)
         found += residual_check(fitted, windows).invalid
     assert found / 60 > 0.8  # 0.95 of 200
 
 
 def labelled(random, sizes, **change):
-    parts = [calibration(*draw(random, size, **change)) for size in sizes]
+    parts = [labelled_scores(*draw(random, size, **change)) for size in sizes]
     return [LabelledWindow(i, part.hits, part.misses) for i, part in enumerate(parts)]
 
 
@@ -114,7 +114,7 @@ def test_a_calibrator_that_holds_is_hardly_ever_called_invalid(rows, reference_r
     """200 times 50 windows, so 10,000 in all: ten alarms would be within the promise, a few are seen."""
     random, found = np.random.default_rng(15), 0
     for _ in range(200):
-        fitted = calibrator(calibration(*draw(random, reference_rows)))
+        fitted = calibrator(labelled_scores(*draw(random, reference_rows)))
         found += residual_check(fitted, labelled(random, [rows] * 50, shift=0.7)).invalid
     assert found <= 10
 
@@ -218,7 +218,7 @@ def test_shares_rise_with_the_score_and_empty_bins_lie_between_their_neighbours(
 def test_accuracy_of_several_classes_follows_the_likeliest_ones_score():
     random = np.random.default_rng(21)
     top = 0.4 + 0.6 * random.random(30_000)
-    fitted = calibrator(calibration(top, random.random(30_000) < top - 0.05))
+    fitted = calibrator(labelled_scores(top, random.random(30_000) < top - 0.05))
     scores = 0.7 + 0.3 * random.random(4_000)
     found = multiclass_estimates(fitted, by_bin(scores, slice(None)))["accuracy"]
     assert found.value == pytest.approx(0.80, abs=0.01)
@@ -230,7 +230,7 @@ def test_accuracy_of_several_classes_follows_the_likeliest_ones_score():
 
 def world(rows=2_000, **change):
     random = np.random.default_rng(31)
-    reference = calibration(*draw(random, 20_000))
+    reference = labelled_scores(*draw(random, 20_000))
     scores, _ = draw(random, rows, **change)
     said = scores > CUT
     scored = {"y": tuple(by_bin(scores, said)), "n": tuple(by_bin(scores, ~said))}
@@ -257,8 +257,25 @@ def test_labels_that_contradict_it_make_it_invalid():
     check = residual_check(calibrator(reference), labelled(random, [100] * 6, drift=-0.7))
     tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
     assert tree["status"] == "invalid"
-    assert "points from what the scores promised" in tree["reason"]
+    assert re.search(r"'y' was the label \d+\.\d points less often", tree["reason"])
     assert tree["figures"].keys() == set(FIGURES)  # shown, with what is wrong with them
+
+
+def test_scores_that_lost_their_meaning_without_a_shift_in_the_mean_are_found_by_the_slope():
+    """Half of the labels are drawn anew: high scores promise too much, low ones too little."""
+    random, reference, scored = world()
+    windows = []
+    for number in range(10):
+        scores, labels = draw(random, 200)
+        again = random.random(200) < 0.5
+        labels[again] = random.random(again.sum()) < 0.413  # the share of all labels
+        part = labelled_scores(scores, labels)
+        windows.append(LabelledWindow(number, part.hits, part.misses))
+    check = residual_check(calibrator(reference), windows)
+    assert abs(check.z) < 2
+    tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
+    assert tree["status"] == "invalid"
+    assert tree["reason"].endswith("high and low scores are wrong in opposite directions")
 
 
 def test_broken_inputs_make_it_invalid():
@@ -271,7 +288,7 @@ def test_broken_inputs_make_it_invalid():
 def test_scores_where_the_reference_had_none_are_called_extrapolation():
     random = np.random.default_rng(32)
     scores = random.random(20_000) * 0.5
-    reference = calibration(scores, random.random(20_000) < scores)
+    reference = labelled_scores(scores, random.random(20_000) < scores)
     beyond = {"y": tuple(by_bin(0.5 + random.random(500) * 0.5, slice(None)))}
     tree = estimated(LabelFree(reference), beyond, 500, "y")
     assert tree["status"] == "extrapolating"

@@ -43,7 +43,7 @@ def test_floors_are_in_the_units_of_their_figures(detector):
     assert planned(detector, "income", "location").floor == pytest.approx(0.0512, abs=1e-3)
     web = planned(detector, "channel", "category web")
     assert web.floor == pytest.approx(0.05 * np.sqrt(0.24), abs=1e-3)
-    assert planned(detector, "volume", "fewer rows").floor == pytest.approx(0.5)
+    assert planned(detector, "volume", "fewer rows").floor == pytest.approx(1 / 3, abs=0.01)
     assert planned(detector, "income", "missing").floor == 0.005
     above = planned(detector, "latency_ms", "above p95")
     assert above.floor == pytest.approx(0.011, abs=0.002)
@@ -61,7 +61,7 @@ def test_every_figure_of_a_model_is_planned_with_its_kind(detector):
 
 
 def test_changes_below_the_floor_are_never_found_and_larger_ones_sooner(detector):
-    sizes = {"sd": (0.04, 0.1, 0.3, 2.0), "fall": (0.4, 0.8), "points": (0.004, 0.05)}
+    sizes = {"sd": (0.04, 0.1, 0.3, 2.0), "fall": (0.3, 0.8), "points": (0.004, 0.05)}
     income = planned(detector, "income", "location", sizes=sizes).windows
     assert income[0] == inf
     assert list(income) == sorted(income, reverse=True)

@@ -238,6 +238,25 @@ def test_a_revision_beyond_the_states_repeats_what_the_detector_said(local):
     assert answer.parts == ["the detector's state before it has expired"]
 
 
+def test_figures_are_against_the_windows_of_the_same_hour_where_there_is_a_season(local):
+    world = World(local, contract(reference=Reference(windows=120)))
+    rhythm = [np.sin(2 * np.pi * (n % 24) / 24) for n in range(150)]
+    for n in range(122):
+        world.go(1, shift=float(rhythm[n]))
+    seasonal = world.verdict(121)
+    assert seasonal.outcome is Outcome.OK, "the rhythm of the day is no change"
+    baseline = seasonal.figures["baseline"]
+    assert baseline["season"] == "01:00"
+    assert baseline["windows"] == 120
+    assert baseline["rows"] == 5 * ROWS
+    assert seasonal.figures["features"]["x"]["psi"] < 0.1
+    # Noon's values at night are what an average day has, and are no night's.
+    world.go(1, shift=float(rhythm[122]) + 1.0)
+    assert world.verdict(122).figures["features"]["x"]["psi"] > 0.5
+    row = verdicts.verdict_history(local, "m", world.at(122))[-1]
+    assert verify_verdict(local, row.id).confirmed
+
+
 def test_a_short_reference_gives_no_detector_and_says_what_it_needs(local):
     world = World(local, contract(reference=Reference(windows=12)))
     world.go(20)
@@ -342,6 +361,7 @@ def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(loca
     grown = baselines.baselines_of(local, "m")[-1]
     assert grown.source.startswith("grown:")
     assert 168 <= grown.windows <= 170
+    world.go(1, shift=0.8)
     with local.read() as connection:
         fitted = detectors_of(connection, "m")[-1].fitted
     assert not fitted.inherited

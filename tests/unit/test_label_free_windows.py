@@ -196,20 +196,21 @@ def test_late_labels_of_the_reference_are_used_as_soon_as_they_join(store: Store
     assert model.judge()["estimated"]["status"] == "ok"
 
 
-def test_what_it_is_calibrated_on_outlives_the_labels(store: Store) -> None:
-    """Retention lets the reference's labels go, and estimates go on as they were, verifiable."""
+@pytest.mark.parametrize("labels_ms", [20_000, 10_000_000])
+def test_what_it_is_calibrated_on_outlives_the_labels(store: Store, labels_ms: int) -> None:
+    """It is kept when labels are due, or would expire: then estimates go on as they were, verifiable."""
     model = Model(store).calibrated()
     for _ in range(40):
         model.window()
     before = model.judge()["estimated"]
-    keep = Retention(labels_ms=20_000)
+    keep = Retention(labels_ms=labels_ms)
     relay = Relay(store, Sink(), "tt")
     Housekeeping(store, "one", relay, keep).tick(START + 10_000_000)
     Joiner(store, "one").tick(START + 10_000_000)
     with store.read() as connection:
         kept = connection.scalars(select(performance.c.pane_start_ms)).all()
         notes = json.loads(connection.scalar(select(baselines.c.body).where(baselines.c.active)))
-    assert START not in kept
+    assert (START in kept) == (labels_ms > 20_000)
     assert notes["labelled_scores"]["positive"] == "yes"
     model.window()
     after = model.judge()["estimated"]

@@ -6,6 +6,7 @@ from litestar import Response, Router, get, post
 from litestar.datastructures import State
 from litestar.params import FromPath
 
+from trimtab.api.joint import JointFigure, joint_figure
 from trimtab.api.reports import Reports, ReportState
 from trimtab.errors import NotFoundError
 from trimtab.records import Role
@@ -39,6 +40,12 @@ def report_state(state: State, model: FromPath[str], start_ms: FromPath[int]) ->
     return reports.state(model, start_ms)
 
 
+@get("/models/{model:str}/windows/{start_ms:int}/joint", sync_to_thread=True)
+def joint(state: State, model: FromPath[str], start_ms: FromPath[int]) -> JointFigure:
+    """Compare the joint distribution of a window's sampled rows with the baseline's: energy test."""
+    return joint_figure(state.store, model, start_ms)
+
+
 def report_html(state: State, model: str, start_ms: int) -> Response[Any]:
     """The report's page; raises NotFoundError while there is none."""
     reports: Reports = state.reports
@@ -60,4 +67,4 @@ def get_report(state: State, model: FromPath[str], start_ms: FromPath[int]) -> R
     return report_html(state, model, start_ms)
 
 
-reporting = Router("/", route_handlers=[make, report_state, get_report])
+reporting = Router("/", route_handlers=[make, report_state, joint, get_report])

@@ -19,6 +19,8 @@ class Baseline(Struct, frozen=True):
     windows: int
     wanted: int
     id: int | None = None
+    season: str | None = None
+    """Where `state` is of the windows of one season only, such as `14:00`; `windows` counts all."""
 
     @property
     def complete(self) -> bool:

@@ -52,6 +52,8 @@ LEAST_CYCLES = 2
 """A season is a candidate when the reference has at least so many of its cycles."""
 BLOCKS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEAST_BLOCKS = 12
+RATE_ALLOWANCE = 0.005
+"""The least rise of a rate that is spoken of, were the reference endless."""
 MOST_RHO = 0.95
 MOST_EXPONENT = 500.0
 LAMBDAS = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
@@ -85,13 +87,17 @@ class Calibration(Struct, frozen=True, kw_only=True):
     rate: Floats
     """Share of each rate's rows in the reference, shape (R,)."""
     dispersion: Floats
-    """Pearson dispersion of the rates over windows, at least 1, shape (R,)."""
+    """Pearson dispersion of the rates over windows, of sums of these where they wander, at least 1, shape (R,)."""
+    allowance: Floats
+    """A rate may rise by this much: the floor of rates, shape (R,)."""
     least_rows: Floats
     """Rows that a contrast needs in a window to be read."""
     familiar: Bools
     """Which hours of the week (weekdays, of windows of a day or more) the reference has, shape (168,) or (7,)."""
     only_familiar: Bools
     """Contrasts that are read at such times only."""
+    directed: Bools
+    """Contrasts whose rise alone is evidence."""
 
     def readable(self, n: Floats, start_ms: int) -> Bools:
         """Return which contrasts can be read of a window, shape (K,)."""
@@ -103,6 +109,18 @@ class Calibration(Struct, frozen=True, kw_only=True):
     def slot(self, start_ms: int) -> int:
         """The seasonal slot of a window."""
         return int(slots_of(self.season, [start_ms], self.time_zone)[0])
+
+    def season_of(self, places: Bools) -> Season:
+        """Return the coarsest season that the profiles of some contrasts have, which `places` marks."""
+        profile = self.mu[:, places]
+        for season in ("none", "hour", "hour and weekend"):
+            if self.season == "weekday" or SLOTS[season] >= SLOTS[self.season]:
+                break
+            slots = coarser_slots(self.season, season)
+            first = np.array([np.flatnonzero(slots == slot)[0] for slot in slots])
+            if (profile == profile[first]).all():
+                return season
+        return "none" if (profile == profile[0]).all() else self.season
 
     def variance(self, n: Floats) -> Floats:
         """Variance of a residual over n rows, before inflation, shape of n.
@@ -140,6 +158,24 @@ def slots_of(season: Season, starts_ms: Sequence[int], time_zone: str) -> Ints:
         case "weekday":
             slots = [t.weekday() for t in times]
     return np.array(slots, dtype=np.int64)
+
+
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def slot_name(season: Season, slot: int) -> str:
+    """Return what people call a slot, such as `Saturday 14:00`."""
+    match season:
+        case "none":
+            return "always"
+        case "hour":
+            return f"{slot:02d}:00"
+        case "hour and weekend":
+            return f"{'weekend' if slot >= 24 else 'weekday'} {slot % 24:02d}:00"
+        case "hour of week":
+            return f"{_WEEKDAYS[slot // 24]} {slot % 24:02d}:00"
+        case "weekday":
+            return _WEEKDAYS[slot]
 
 
 class _Reference(Struct, frozen=True):
@@ -211,11 +247,13 @@ def fit(
         season=finest,
         time_zone=time_zone,
         windows=len(windows),
-        rate=rates[0],
-        dispersion=rates[1],
+        rate=rates.share,
+        dispersion=rates.dispersion,
+        allowance=np.maximum(RATE_ALLOWANCE, FLOOR_ERRORS * rates.error),
         least_rows=np.broadcast_to(np.asarray(least_rows, dtype=np.float64), (k,)).copy(),
         familiar=familiar,
         only_familiar=np.zeros(k, dtype=np.bool_) if only_familiar is None else only_familiar,
+        directed=directed,
     )
 
 
@@ -305,11 +343,14 @@ def _fit_contrasts(
         "rho": rho,
         "innovation": innovation,
         "marginal": f * c,
-        "floor": np.maximum(
-            np.maximum(delta, FLOOR_ERRORS * se), np.where(directed, np.sqrt(tau2), 0)
-        ),
+        "floor": _floor(delta, FLOOR_ERRORS * se, tau2, directed),
         "gap": LAMBDAS * np.sqrt(window_variance * innovation)[:, None],
     }
+
+
+def _floor(delta: float, errors: Floats, tau2: Floats, directed: Bools) -> Floats:
+    least: Floats = np.where(directed, np.sqrt(tau2), 0)
+    return np.maximum(np.maximum(delta, errors), least)
 
 
 def coarser_slots(finest: Season, season: Season) -> Ints:
@@ -423,16 +464,30 @@ def _loss(reference: _Reference, slots: Ints, count: int) -> float:
     return float((lost / scale).sum())
 
 
-def _fit_rates(hits: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Return the reference's rates and their Pearson dispersion, shape (R,) each; hits and rows are (m, R)."""
+class _Rates(Struct, frozen=True):
+    """The reference's rates, their dispersion, and the standard error of each, shape (R,)."""
+
+    share: Floats
+    dispersion: Floats
+    error: Floats
+
+
+def _fit_rates(hits: Floats, rows: Floats) -> _Rates:
+    """Fit the rates on hits and rows of the reference windows, (m, R).
+
+    The Pearson dispersion is that of sums of windows where rates wander (`long_run`): tempering by that of single
+    windows took a bad afternoon for many bad hours.
+    """
     share = hits.sum(0) / np.maximum(rows.sum(0), 1)
-    expected = rows * share
     variance = rows * share * (1 - share)
     seen = variance > 0
-    ratio = np.where(seen, (hits - expected) ** 2 / np.where(seen, variance, 1), 0)
+    u = np.where(seen, (hits - rows * share) / np.sqrt(np.where(seen, variance, 1)), 0)
     windows = np.maximum(seen.sum(0), 1)
-    dispersion = ratio.sum(0) / windows * (1 + 2 * np.sqrt(2 / windows))
-    return share, np.maximum(1.0, dispersion)
+    pearson = (u**2).sum(0) / windows
+    f = long_run(u[1:], pearson + 1e-12)
+    dispersion = np.maximum(1.0, pearson * f * (1 + 2 * np.sqrt(2 / windows)))
+    error = np.sqrt(dispersion * share * (1 - share) / np.maximum(rows.sum(0), 1))
+    return _Rates(share, dispersion, error)
 
 
 def rebased(
@@ -459,14 +514,16 @@ def rebased(
     se = np.sqrt(
         old.innovation / (1 - old.rho) ** 2 * window_variance / np.maximum(valid.sum(0), 1)
     )
-    share, dispersion = _fit_rates(
-        np.stack([w.hits for w in windows]), np.stack([w.rows for w in windows])
-    )
+    rows = np.stack([w.rows for w in windows])
+    rates = _fit_rates(np.stack([w.hits for w in windows]), rows)
+    dispersion = np.maximum(old.dispersion, rates.dispersion)
+    error = np.sqrt(dispersion * rates.share * (1 - rates.share) / np.maximum(rows.sum(0), 1))
     return replace(
         old,
         windows=m,
         mu=old.mu + shift,
-        floor=np.maximum(delta, INHERITED_FLOOR_ERRORS * se),
-        rate=share,
-        dispersion=np.maximum(old.dispersion, dispersion),
+        floor=_floor(delta, INHERITED_FLOOR_ERRORS * se, old.tau2, old.directed),
+        rate=rates.share,
+        dispersion=dispersion,
+        allowance=np.maximum(RATE_ALLOWANCE, INHERITED_FLOOR_ERRORS * error),
     )

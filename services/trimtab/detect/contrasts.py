@@ -28,9 +28,10 @@ SHARES = {
     "resource": 0.05,
     "volume": 0.05,
     "rows": 0.05,
+    "joint": 0.1,
 }
 """Parts of the whole weight that kinds of sources have together, where there are any; features have the rest."""
-_GROUPS = ("feature", "segment", "latency", "resource", "rows", "volume")
+_GROUPS = ("feature", "segment", "latency", "resource", "rows", "volume", "joint")
 
 
 class Measured(Struct, frozen=True):
@@ -47,7 +48,7 @@ class Measured(Struct, frozen=True):
 
 
 class Contrasts(Struct, frozen=True):
-    """The contrasts of a model: features in the contract's order, outputs, latency, gauges, rows, segments."""
+    """The contrasts of a model: features in the contract's order, outputs, latency, gauges, rows, pairs, segments."""
 
     sources: tuple[SourceContrasts, ...]
     skipped: tuple[Skipped, ...] = ()
@@ -81,6 +82,12 @@ class Contrasts(Struct, frozen=True):
     def rate_names(self) -> list[tuple[str, str]]:
         """(source, rate) of each rate, in order."""
         return [(s.name, rate) for s in self.sources for rate in s.rates]
+
+    @property
+    def paired(self) -> frozenset[str]:
+        """Columns whose relations are looked at, by `JointColumn.name`."""
+        pairs = [(s.column, s.other) for s in self.sources if s.origin == "joint"]
+        return frozenset(name for pair in pairs for name in pair)
 
     def weights(self) -> tuple[Floats, Floats]:
         """Return the weights of contrasts, shape (K,), and rates, shape (R,); together they sum to 1 or less.

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from scipy.special import ndtri
 
@@ -21,6 +22,7 @@ from trimtab.detect.calibration import (
     LEAST_REBASE_WINDOWS,
     REFUSED_WINDOWS,
     Calibration,
+    Season,
     calibrate,
     rebased,
 )
@@ -36,6 +38,8 @@ FIGURE = "detector"
 """Name of the figure of what a detector says; `condition_of` makes an alert's key of it and the kind."""
 LEAST_ROWS = 30
 """Fewer rows of a source than this, or than the contract's `min_rows`, are not read: their contrasts are too skew."""
+MOST_SENTENCES = 8
+"""Of one kind: a column that is another than before has changed its relation to all others."""
 QUALITY_RATES = frozenset({"missing", "type_error", "unseen", "infinite", "below_min", "above_max"})
 Tree = dict[str, Any]
 
@@ -55,6 +59,11 @@ class Fitted(Struct, frozen=True, kw_only=True):
     def detector(self, windows_per_alarm: float, length_ms: int) -> Detector:
         """Return it with a budget."""
         return Detector(self.contrasts, self.calibration, windows_per_alarm, length_ms)
+
+    def feature_season(self) -> Season:
+        """Return the season of the features, whatever latencies and volume have."""
+        origins = [s.origin for s in self.contrasts.sources for _ in s.labels]
+        return self.calibration.season_of(np.array([o == "feature" for o in origins], np.bool_))
 
 
 class Refused(Struct, frozen=True):
@@ -261,11 +270,11 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             outcome, reason = Outcome.ALARM, Reason.DETECTOR
             parts = [sentence(m, _source(detector, m.source)) for m in now if m.source in fresh]
             parts += [f"{sentence(m, _source(detector, m.source))}; it lasts" for m in still]
-            detail = "; ".join(parts)
+            detail = _joined(parts)
             onset_ms = min(m.onset_ms for m in (*now, *still) if m.source in fresh or m in still)
         elif now and said.warning:
             outcome, reason = Outcome.WARNING, Reason.DETECTOR
-            detail = "; ".join(sentence(m, _source(detector, m.source)) for m in now)
+            detail = _joined([sentence(m, _source(detector, m.source)) for m in now])
             onset_ms = min(m.onset_ms for m in now)
         yield Finding(
             kind=kind,
@@ -278,6 +287,12 @@ def _findings(detector: Detector, after: State, said: Said, rows: int) -> Iterab
             detail=detail,
             onset_ms=onset_ms,
         )
+
+
+def _joined(parts: Sequence[str]) -> str:
+    said = "; ".join(parts[:MOST_SENTENCES])
+    more = len(parts) - MOST_SENTENCES
+    return said if more <= 0 else f"{said}; and {more} more"
 
 
 def _tree(watching: Watching, after: State, said: Said) -> Tree:
@@ -328,8 +343,9 @@ def _source(detector: Detector, name: str) -> SourceContrasts:
 def sentence(moved: Moved, source: SourceContrasts) -> str:
     """Say what has moved, how far, since when and how much of the evidence it is."""
     windows = "1 window" if moved.windows == 1 else f"{moved.windows} windows"
+    name = f"{source.column} and {source.other}" if source.origin == "joint" else moved.source
     return (
-        f"{moved.source}: {_effect(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
+        f"{name}: {_effect(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
         f"{moved.share:.0%} of the evidence"
     )
 
@@ -339,6 +355,9 @@ def _effect(moved: Moved, source: SourceContrasts) -> str:
         return f"{moved.what} {moved.effect:.1%} of rows, usually {moved.usual:.1%}"
     if moved.what == "location":
         return f"shifted by {sd_equivalents(moved.effect):+.2f} sd (± {moved.error:.2f})"
+    if source.origin == "joint":
+        now = math.tanh(moved.usual + moved.effect)
+        return f"{moved.what} {now:+.2f}, usually {math.tanh(moved.usual):+.2f}"
     if source.origin == "volume":
         return f"{2 ** (-moved.effect / VOLUME_UNIT):.0%} of the usual rows"
     share = share_moved(source, moved.what, moved.effect)

@@ -31,8 +31,6 @@ from trimtab.detect.orthonormal import Floats
 SIGNS = np.array([1.0, -1.0])
 RATE_STEPS = np.array([0.01, 0.03, 0.1, 0.3])
 """Rises of a rate that are looked for, as shares of what is not hit yet."""
-RATE_ALLOWANCE = 0.005
-"""A rate may rise by this much."""
 MOST = 1e30
 """Evidence is kept below this: more says nothing, and stays finite."""
 MOST_LOG = 60.0
@@ -94,7 +92,8 @@ class Moved(Struct, frozen=True, kw_only=True):
     error: float
     """Two standard errors of `effect`."""
     usual: float
-    """What `effect` is without a change: 0; of a rate its share in the reference."""
+    """What `effect` is without a change: 0; of a rate its share in the reference; of a pair of columns the z that
+    `effect` is a change of."""
 
 
 class Muted(Struct, frozen=True):
@@ -161,7 +160,7 @@ def log_ratios(
 
 def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Floats:
     """Return l of every rate and step, shape (R, 4): exact Binomial, tempered by the dispersion."""
-    p0 = np.minimum(calibration.rate + RATE_ALLOWANCE, 1 - 1e-9)[:, None]
+    p0 = np.minimum(calibration.rate + calibration.allowance, 1 - 1e-9)[:, None]
     q = p0 + RATE_STEPS * (1 - p0)
     hit, miss = hits[:, None], (rows - hits)[:, None]
     log: Floats = hit * np.log(q / p0) + miss * np.log((1 - q) / (1 - p0))
@@ -203,6 +202,7 @@ class Detector:
         self.weights, self.rate_weights = contrasts.weights()
         self.by_sign = self.weights[:, None] * contrasts.sign_weights()
         self.cap = self._caps()
+        self.paired = contrasts.paired
         self.names = [source.name for source in contrasts.sources]
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)
@@ -339,7 +339,7 @@ class Detector:
         hits, rows = one.rates.sum(0)
         share = hits / np.maximum(rows, 1)
         spread = np.sqrt(share * (1 - share) * calibration.dispersion[rates] / np.maximum(rows, 1))
-        least = calibration.rate[rates] + RATE_ALLOWANCE + RATE_STEPS[0]
+        least = (calibration.rate + calibration.allowance)[rates] + RATE_STEPS[0]
         return bool(near.all() and (share + 2 * spread < least).all())
 
     def _standard_error(self, windows: Floats | int) -> Floats:
@@ -364,6 +364,8 @@ class Detector:
         if best >= best_rate:
             at = int(mine.argmax())
             bank, (label, usual) = state.contrasts, (self.contrasts.contrast_names[at][1], 0.0)
+            if self.contrasts.sources[place].origin == "joint":
+                usual = float(self.calibration.mu[self.calibration.slot(start_ms)][at])
         else:
             at = int(rates.argmax())
             label = self.contrasts.rate_names[at][1]

@@ -20,7 +20,8 @@ milliseconds, logarithms natural. The tree:
     estimated{figures{name: {value, low, high, se}}, status, reason, assumes, scored_rows, scored_share,
         reference_labels, checked{labels, windows, residual, z, evidence}}: what the judged version's
         figures would be by its scores (`label_free`); added by `verdict.evaluate`
-    judged_version, labels, baseline{id, windows, rows, reason}
+    judged_version, labels, baseline{id, windows, rows, season, reason}; `season` where the comparison is with the
+        baseline's windows of that hour or day only
 
 "Drifted" is descriptive: a Bonferroni-adjusted p value below DRIFT_ALPHA over all features of the window,
 and a debiased PSI above DRIFT_PSI, so that a large window does not call a trifle drift.
@@ -336,7 +337,13 @@ def _performance(contract: Contract, labelled: Labelled) -> Figures:
 def _baseline(baseline: Baseline | None) -> Figures:
     if baseline is None:
         return {"id": None, "windows": 0, "rows": 0, "reason": "no baseline yet"}
-    said = {"id": baseline.id, "windows": baseline.windows, "rows": baseline.state.rows}
+    said: Figures = {
+        "id": baseline.id,
+        "windows": baseline.windows,
+        "rows": baseline.state.rows,
+    }
+    if baseline.season is not None:
+        said["season"] = baseline.season
     return said if baseline.complete else {**said, "reason": baseline.progress}
 
 

@@ -224,6 +224,8 @@ class ResidualCheck(Struct, frozen=True):
 
 
 NOT_CHECKED = ResidualCheck(0, 0, 0.0, 0.0, 0.0, invalid=False)
+_PLAIN_Z = 2.0
+"""Below it the mean residual is not what made the check invalid."""
 _LOG_MOST = 700.0
 """Beyond it the evidence is no float64."""
 
@@ -331,7 +333,7 @@ def estimated(
     else:
         said = by_class.get(positive, nothing)
         found = binary_estimates(fitted, said, total - said)
-    status, reason = _status(known.check, fitted.unsupported(total), broken)
+    status, reason = _status(known.check, fitted.unsupported(total), broken, positive)
     check = known.check
     return {
         "figures": {
@@ -368,17 +370,26 @@ def _not_available(reason: str) -> dict[str, Any]:
     return {"figures": {}, "status": "not_available", "reason": reason}
 
 
-def _status(check: ResidualCheck, unsupported: float, broken: str | None) -> tuple[str, str]:
+def _status(
+    check: ResidualCheck, unsupported: float, broken: str | None, positive: str | None
+) -> tuple[str, str]:
     if check.invalid:
-        return "invalid", (
-            f"labels of the last {check.windows} labelled windows contradict it: hits are "
-            f"{100 * check.residual:+.1f} points from what the scores promised"
-        )
+        return "invalid", _contradiction(check, positive)
     if broken is not None:
-        return "invalid", f"{broken}, so the scores were computed from broken inputs"
+        return "invalid", f"{broken}, so the scores may come from broken inputs"
     if unsupported > MOST_UNSUPPORTED:
         return "extrapolating", (
             f"{100 * unsupported:.0f} % of the rows have scores that hardly any labelled row of the "
             "reference had"
         )
     return "ok", ""
+
+
+def _contradiction(check: ResidualCheck, positive: str | None) -> str:
+    text = f"labels of the last {check.windows} labelled windows contradict it: "
+    if abs(check.z) < _PLAIN_Z:
+        return f"{text}high and low scores are wrong in opposite directions"
+    what = "the answer was right" if positive is None else f"{positive!r} was the label"
+    more = "more" if check.residual > 0 else "less"
+    points = 100 * abs(check.residual)
+    return f"{text}{what} {points:.1f} points {more} often than the scores promised"

@@ -8,8 +8,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trimtab.stats.aggregate import FeatureState, PaneState, ResourceState, StateError
+from trimtab.stats.joint import JointState
 
 FORMAT = 1
+
+
+class _Beside(Struct, frozen=True, array_like=True):
+    """What is stored of a window beside its rows' counts."""
+
+    format: int
+    resources: bytes
+    segments: dict[str, bytes]
+    joint: bytes = b""
 
 
 class Observed(Struct, frozen=True, kw_only=True):
@@ -21,6 +31,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     """Gauges, over instances and versions."""
     segments: Mapping[str, PaneState] = {}
     """Rows of each declared segment, by `column=value`."""
+    joint: JointState = JointState()
+    """How columns go together in the sampled rows; empty where none were read."""
 
     def with_answers(self, outputs: Mapping[str, FeatureState]) -> Self:
         """Return it with the answers of one version."""
@@ -35,24 +47,26 @@ class Observed(Struct, frozen=True, kw_only=True):
             state=self.state.merge(other.state),
             resources=self.resources.merge(other.resources),
             segments=dict(sorted(segments.items())),
+            joint=self.joint.merge(other.joint),
         )
 
     def beside_bytes(self) -> bytes:
         """Encode all but `state` canonically: equal counts, equal bytes."""
         segments = {name: state.to_bytes() for name, state in sorted(self.segments.items())}
-        return msgspec.msgpack.encode((FORMAT, self.resources.to_bytes(), segments))
+        return msgspec.msgpack.encode(
+            _Beside(FORMAT, self.resources.to_bytes(), segments, self.joint.to_bytes())
+        )
 
     @classmethod
     def from_bytes(cls, state: bytes, beside: bytes) -> Self:
         """Decode `PaneState.to_bytes` and `beside_bytes`. Raises StateError."""
         try:
-            _, resources, segments = msgspec.msgpack.decode(
-                beside, type=tuple[int, bytes, dict[str, bytes]]
-            )
+            decoded = msgspec.msgpack.decode(beside, type=_Beside)
         except msgspec.MsgspecError as error:
             raise StateError(f"These bytes are no window of a baseline ({error}).") from error
         return cls(
             state=PaneState.from_bytes(state),
-            resources=ResourceState.from_bytes(resources),
-            segments={name: PaneState.from_bytes(data) for name, data in segments.items()},
+            resources=ResourceState.from_bytes(decoded.resources),
+            segments={name: PaneState.from_bytes(s) for name, s in decoded.segments.items()},
+            joint=JointState.from_bytes(decoded.joint),
         )

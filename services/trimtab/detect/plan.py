@@ -21,9 +21,10 @@ import numpy as np
 from msgspec import Struct
 from scipy.special import ndtr
 
+from trimtab.detect.calibration import RATE_ALLOWANCE
 from trimtab.detect.certificate import expected_delay
 from trimtab.detect.drift import kind_of, sd_equivalents
-from trimtab.detect.evidence import RATE_ALLOWANCE, Detector, rate_log_ratios
+from trimtab.detect.evidence import Detector, rate_log_ratios
 from trimtab.detect.orthonormal import Floats
 from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved, shifted
 from trimtab.records import Kind
@@ -34,7 +35,7 @@ Limit = Literal["contract", "reference", "variation"]
 SIZES: dict[Unit, tuple[float, ...]] = {
     "sd": (0.1, 0.25, 0.5, 1.0),
     "points": (0.01, 0.03, 0.05, 0.1),
-    "fall": (0.6, 0.7, 0.9, 1.0),
+    "fall": (0.4, 0.5, 0.7, 1.0),
 }
 MOST_SHIFT_SD = 8.0
 """Larger shifts are all the same: every row is beyond the reference."""
@@ -123,7 +124,7 @@ def support(detector: Detector, delta: float) -> Support:
     these (four where the variation is inherited).
     """
     c = detector.calibration
-    least = np.maximum(delta, np.where(detector.contrasts.directed(), np.sqrt(c.tau2), 0))
+    least = np.maximum(delta, np.where(c.directed, np.sqrt(c.tau2), 0))
     ratio = np.where(c.floor > least * (1 + 1e-9), c.floor / least, 1)
     wanted_sd = sd_equivalents(delta)
     worst = int(ratio.argmax()) if ratio.size else 0
@@ -293,8 +294,8 @@ def _rate(
         what=what,
         kind=kind_of(source, what),
         unit="points",
-        floor=RATE_ALLOWANCE,
-        limit="contract",
+        floor=float(detector.calibration.allowance[at]),
+        limit="reference" if detector.calibration.allowance[at] > RATE_ALLOWANCE else "contract",
         sizes=sizes,
         windows=tuple(windows),
     )

@@ -8,6 +8,7 @@
 | `rows` | rows that broke a rule, failed or timed out | rates only | a rise |
 | `segment COLUMN=VALUE:FEATURE`, `...:output:NAME` | as of FEATURE, of the segment's rows | location and spread; \
 categories above 5 % | any change |
+| `joint:COLUMN x COLUMN` | the row sample: `stats.joint` | rank correlation, as Fisher's z | any change |
 
 A feature that is called like another source has `feature:` before its name.
 """
@@ -36,23 +37,31 @@ from trimtab.detect.orthonormal import (
 from trimtab.records import Kind
 from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
+from trimtab.stats.joint import LEAST_ROWS, MOST_COLUMNS, JointColumn
 from trimtab.stats.loghistogram import LogHistogram
 from trimtab.windows import abnormal
 
-Origin = Literal["feature", "output", "latency", "resource", "rows", "volume"]
+Origin = Literal["feature", "output", "latency", "resource", "rows", "volume", "joint"]
 
 RISING_BINS = 64
 """Most bins that log buckets are merged to."""
 LEAST_SAMPLES = 10
 """Samples of a gauge that a window needs, and a usual window of the baseline."""
-VOLUME_UNIT = 0.05
-"""A halving of the rows moves the contrast of the volume by this: with a floor of .05 only more alarms."""
+VOLUME_UNIT = 0.085
+"""A halving of the rows moves the contrast of the volume by this: a floor of .05 is a fall by a third."""
 VOLUME_OFFSET = 20
 """Added to the rows: of fewer than this many, no window tells that there are too few."""
 VOLUME_ROWS = 1e6
 """What stands for the `n` of the volume: all its variation is one between windows."""
 ROW_RATES = (abnormal.REQUEST, *abnormal.RESPONSE_RULES)
 """Rates of `rows`: requests that broke a rule of the contract; responses by the rule that they broke."""
+
+JOINT_LABEL = "rank correlation"
+JOINT_LEAST_WINDOWS = 48
+"""Windows of the baseline with enough sampled rows."""
+JOINT_LEAST_CORNER = 5
+"""n v w of a pair, v and w the variances of its scores: of two values of categories about the rows that hold both
+where both are rare. Of fewer, a correlation is too skewed to be followed (Cochran 1954)."""
 
 SEGMENT_SMOOTH = 2
 SEGMENT_LEAST_SHARE = 0.05
@@ -73,15 +82,17 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     weights: tuple[float, ...]
     """Of each contrast; with the rates' weights they sum to 1, or less where a source has fewer kinds."""
     rates: tuple[str, ...]
-    """Names of its rates: `missing`, `type_error`, `unseen`, `infinite`, `below_min`, `above_max`, `invalid`; of
-    `rows` those of `windows.abnormal`."""
+    """Names of its rates: `missing`, `type_error`, `unseen`, `infinite`, `below_min`, `above_max`, `new_values`,
+    `invalid`; of `rows` those of `windows.abnormal`."""
     kind: Kind = Kind.INPUT
     """What a finding on its contrasts is about."""
     usual: tuple[float, ...] = ()
     """Share of each bin in the baseline."""
     origin: Origin = "feature"
     column: str = ""
-    """Name of the feature, output or gauge."""
+    """Name of the feature, output or gauge; of a pair its first column."""
+    other: str = ""
+    """Of a pair its second column."""
     segment: str | None = None
     """`column=value` of the segment whose rows are counted; None: all rows."""
     ends: tuple[int, ...] = ()
@@ -89,6 +100,9 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     shares: tuple[float, ...] = ()
     """The last contrasts, so many as these, are shares of rows, read as angles (`orthonormal.angle`); what each is
     in the baseline."""
+    new_bins: tuple[int, ...] = ()
+    """Ordinary bins in which the baseline has no row. Contrasts hardly weigh them, and a constant has no contrast:
+    the rate `new_values` counts their rows."""
     directed: bool = False
     """Only a rise of its contrasts is evidence."""
     least_rows: int | None = None
@@ -173,6 +187,9 @@ def sources_of(
     if baseline.state.rows:
         sources.append(_volume())
         sources.append(_rows())
+    pairs, unpaired = _joint(cuts, baseline, {source.name for source in sources})
+    sources += pairs
+    skipped += unpaired
     found, left_out = _segments(cuts, baseline, windows, min_rows)
     return [*sources, *found], [*skipped, *left_out]
 
@@ -180,7 +197,7 @@ def sources_of(
 def feature_source(name: str) -> str:
     """Return the name of a feature's source: its own, unless another source has that."""
     taken = name in ("latency_ms", "rows", "volume")
-    if taken or name.startswith(("feature:", "output:", "resources:", "segment ")):
+    if taken or name.startswith(("feature:", "output:", "resources:", "joint:", "segment ")):
         return f"feature:{name}"
     return name
 
@@ -195,6 +212,9 @@ def _column(
     else:
         matrix, labels, weights = numeric_contrasts(counts)
         rates = ("missing", "type_error", "infinite", *bounds)
+    new_bins = _new_bins(cut, counts)
+    if new_bins:
+        rates = (*rates, "new_values")
     return SourceContrasts(
         name=feature_source(column) if origin == "feature" else f"output:{column}",
         matrix=matrix,
@@ -205,7 +225,19 @@ def _column(
         kind=Kind.INPUT if origin == "feature" else Kind.PREDICTION,
         origin=origin,
         column=column,
+        new_bins=new_bins,
     )
+
+
+def _new_bins(cut: Cuts, counts: Floats) -> tuple[int, ...]:
+    """Return the ordinary bins that the baseline left empty, where it has rows at all.
+
+    Without `others` nothing is ever counted as `other`.
+    """
+    empty = counts == 0
+    if isinstance(cut, CategoryCuts) and not cut.others:
+        empty[-1] = False
+    return tuple(np.flatnonzero(empty).tolist()) if counts.any() else ()
 
 
 def _rising(
@@ -284,6 +316,76 @@ def bucket_counts(ends: Sequence[int], state: LogHistogram) -> Floats:
     for index, count in state.buckets:
         counts[bisect_left(ends, index)] += count
     return counts
+
+
+def _joint(
+    cuts: ModelCuts, baseline: Observed, taken: set[str]
+) -> tuple[list[SourceContrasts], list[Skipped]]:
+    """The pairs of columns that the baseline's samples tell enough of."""
+    spread = _score_variances(cuts, baseline.state)
+    sources: list[SourceContrasts] = []
+    poor: list[str] = []
+    why = ""
+    for (a, b), pair in baseline.joint.pairs.items():
+        usual = pair.rows / pair.windows
+        corner = usual * spread.get(a, 0.0) * spread.get(b, 0.0)
+        name = f"joint:{a} x {b}"
+        if pair.windows < JOINT_LEAST_WINDOWS:
+            lacks = f"{pair.windows} windows with {LEAST_ROWS} sampled rows; a pair needs {JOINT_LEAST_WINDOWS}"
+        elif corner < JOINT_LEAST_CORNER:
+            lacks = f"too few of {usual:.3g} sampled rows hold rare values of both"
+        elif name in taken:
+            lacks = "another source has this name"
+        else:
+            taken.add(name)
+            sources.append(_pair(name, a, b))
+            continue
+        poor.append(name)
+        why = why or lacks
+    if len(poor) > 1:
+        why = f"{why} (and {len(poor) - 1} more pairs for the like)"
+    skipped = [Skipped(poor[0], why)] if poor else []
+    paired = {name.partition("=")[0] for pair in baseline.joint.pairs for name in pair}
+    single = [name for name in cuts.feature if name not in paired]
+    if paired and single:
+        why = f"{len(single)} features are in no pair: personal, constant, or after the first {MOST_COLUMNS}"
+        skipped.append(Skipped("joint", f"{why} columns"))
+    return sources, skipped
+
+
+def _pair(name: str, a: str, b: str) -> SourceContrasts:
+    return SourceContrasts(
+        name=name,
+        matrix=np.zeros((1, 1)),
+        labels=(JOINT_LABEL,),
+        weights=(1.0,),
+        rates=(),
+        origin="joint",
+        column=a,
+        other=b,
+        least_rows=LEAST_ROWS,
+        rate_weight=0.0,
+    )
+
+
+def _score_variances(cuts: ModelCuts, baseline: PaneState) -> dict[str, float]:
+    """Variance of the scores of each column that may be paired, by its name: 1/3 of a number without ties.
+
+    (1 - sum p^3) / 3 of mid-ranks from -1 to 1; p (1 - p) of one value against all others.
+    """
+    found: dict[str, float] = {}
+    for name, cut in cuts.feature.items():
+        state = baseline.features.get(name)
+        counts = None if state is None else ordinary(cut, state)
+        if counts is None or not counts.sum():
+            continue
+        p = counts / counts.sum()
+        if isinstance(cut, CategoryCuts):
+            shares = zip(cut.categories, p.tolist(), strict=False)
+            found |= {JointColumn(name, value).name: q * (1 - q) for value, q in shares}
+        else:
+            found[name] = float(1 - (p**3).sum()) / 3
+    return found
 
 
 def _segments(
@@ -369,6 +471,11 @@ def read(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> Reading:
         case "volume":
             fewer = -VOLUME_UNIT * math.log2(window.state.rows + VOLUME_OFFSET)
             return Reading(np.array([fewer]), VOLUME_ROWS, [], 0)
+        case "joint":
+            pair = window.joint.pairs.get((source.column, source.other))
+            if pair is None:
+                return Reading(np.zeros(1), 0.0, [], 0)
+            return Reading(np.array([pair.z]), pair.rows / pair.windows, [], 0)
 
 
 def _read_column(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> Reading:
@@ -380,8 +487,15 @@ def _read_column(source: SourceContrasts, window: Observed, cuts: ModelCuts) -> 
     if found is None:
         return Reading(np.zeros(source.size), 0.0, [0] * len(source.rates), 0)
     cut = (cuts.output if source.origin == "output" else cuts.feature)[source.column]
-    x, n = _means(source.matrix, ordinary(cut, found))
-    return Reading(x, n, [rate_count(cut, found, rate) for rate in source.rates], found.rows)
+    counts = ordinary(cut, found)
+    x, n = _means(source.matrix, counts)
+    hits = [
+        int(counts[list(source.new_bins)].sum())
+        if rate == "new_values"
+        else rate_count(cut, found, rate)
+        for rate in source.rates
+    ]
+    return Reading(x, n, hits, found.rows)
 
 
 def _read_buckets(source: SourceContrasts, state: LogHistogram) -> Reading:
@@ -396,9 +510,10 @@ def _read_buckets(source: SourceContrasts, state: LogHistogram) -> Reading:
 def share_moved(source: SourceContrasts, what: str, effect: float) -> tuple[float, float] | None:
     """Return the share of rows that an indicator counts, in the baseline and moved by `effect`.
 
-    None for contrasts that count no share: smooth ones, the volume.
+    None for contrasts that count no share: smooth ones, the volume, correlations.
     """
-    if what not in source.labels or what in SMOOTH_LABELS or source.origin == "volume":
+    counts_share = source.origin not in ("volume", "joint")
+    if what not in source.labels or what in SMOOTH_LABELS or not counts_share:
         return None
     place = source.labels.index(what)
     angles = place - (source.size - len(source.shares))

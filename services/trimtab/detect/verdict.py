@@ -5,6 +5,7 @@ waits (`waiting_for_labels`, `calibrating`) does not hide what another rule or t
 Volume alone is no such judgement: a model that nothing has judged is not green.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
+from trimtab.stats.joint import JointState
 
 Json = dict[str, Any]
 
@@ -73,6 +75,9 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     """Why there is none, where the baseline is complete."""
     segments: Mapping[str, PaneState] = {}
     """Counts of the segments that the detector looks at."""
+    joint: JointState | None = None
+    """How the columns that the detector pairs went together in the sampled rows, when the window was first judged;
+    None where it was not read. Evidence keeps it, for samples grow, shrink and expire."""
     offsets: Sequence[tuple[str, int, int, int]] = ()
     panes: int = 0
     lost: int = 0
@@ -102,9 +107,12 @@ def observed(inputs: WindowInputs) -> Observed | None:
     if inputs.window_end_ms - inputs.window_start_ms != watching.detector.length_ms:
         return None
     answers = inputs.by_version.get(inputs.judged_version or "")
-    return Observed(state=state, resources=inputs.resources, segments=inputs.segments).with_answers(
-        {} if answers is None else answers.outputs
-    )
+    return Observed(
+        state=state,
+        resources=inputs.resources,
+        segments=inputs.segments,
+        joint=inputs.joint or JointState(),
+    ).with_answers({} if answers is None else answers.outputs)
 
 
 def watched(inputs: WindowInputs) -> Watched | None:
@@ -246,12 +254,20 @@ def _prior(inputs: WindowInputs) -> Json:
     }
     if inputs.label_free is not None:
         said["label_free"] = msgspec.to_builtins(inputs.label_free)
+    if inputs.joint is not None:
+        said["joint"] = base64.b64encode(inputs.joint.to_bytes()).decode()
     detector = inputs.detector
     if isinstance(detector, Carried):
         return {**said, "detector": detector.prior}
     if detector is not None:
         return {**said, "detector": detector_prior(detector)}
     return {**said, "no_detector": inputs.no_detector} if inputs.no_detector else said
+
+
+def joint_of(prior: Mapping[str, Any]) -> JointState | None:
+    """Return the relations of columns that evidence keeps; None where none were read. Raises StateError."""
+    kept = prior.get("joint")
+    return None if kept is None else JointState.from_bytes(base64.b64decode(kept))
 
 
 def detector_prior(watching: Watching) -> Json:

@@ -48,6 +48,7 @@ from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.panes import first_start_ms, starts_with_rows
+from trimtab.store.samples import window_joint
 from trimtab.store.verdicts import (
     Head,
     Progress,
@@ -498,10 +499,16 @@ class Evaluator:
         reader.remember(head_of(encode(verdict), now_ms))
         if read.state is None or read.other_cuts_rows:
             return verdict, None
-        segments = inputs.segments
-        if reader.gathering and read.cuts_id is not None:
-            segments = segment_states(connection, inputs.contract, start_ms, end_ms, read.cuts_id)
-        counts = Observed(state=read.state, resources=inputs.resources, segments=segments)
+        counts = Observed(state=read.state, resources=inputs.resources, segments=inputs.segments)
+        if reader.gathering and inputs.cuts is not None:
+            contract = inputs.contract
+            counts = msgspec.structs.replace(
+                counts,
+                segments=segment_states(
+                    connection, contract, start_ms, end_ms, inputs.cuts.cuts_id
+                ),
+                joint=window_joint(connection, contract, inputs.cuts, start_ms, end_ms),
+            )
         return verdict, counts
 
     # --- writing ------------------------------------------------------------------------------------

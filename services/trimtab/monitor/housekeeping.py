@@ -24,7 +24,7 @@ from trimtab.monitor.rollup import Rolled, roll_up
 from trimtab.store.engine import Store
 from trimtab.store.joiners import ask_expiry
 from trimtab.store.known_ids import forget_left_out
-from trimtab.store.labelled_scores import keep_labelled_scores
+from trimtab.store.labelled_scores import keep_notes, notes_due
 from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
@@ -226,6 +226,8 @@ class Housekeeping:
                 *(self._store, lease, model, contract, newest_ms, kept, ROWS_PER_TICK),
                 only_panes=not ages,
             )
+        if contract is not None:
+            self._keep_labelled_scores(lease, contract, newest_ms)
         if not self._may_forget(model, contract, oldest, newest_ms):
             return rolled.rows, rolled.more
         with self._store.write() as connection:
@@ -233,6 +235,17 @@ class Housekeeping:
             removed = _forget_model(connection, model, contract, newest_ms, keep)
             removed += self._thin_verdicts(connection, model, newest_ms - keep.verdict_detail_ms)
         return rolled.rows + removed, removed > 0 or rolled.more
+
+    def _keep_labelled_scores(self, lease: Lease, contract: Contract, newest_ms: int) -> None:
+        """Keep with a baseline what its labels say of its scores, before `_forget_model` lets the labels go."""
+        labels_ms = _labels_kept_ms(contract, self._retention)
+        expire_to_ms = _expire_to_ms(newest_ms - labels_ms, labels_ms)
+        with self._store.read() as connection:
+            due = notes_due(connection, contract, newest_ms, expire_to_ms)
+        if due:
+            with self._store.write() as connection:
+                check(connection, lease)
+                keep_notes(connection, due)
 
     def _may_forget(
         self, model: str, contract: Contract | None, oldest: Oldest, newest_ms: int
@@ -300,10 +313,7 @@ def _forget_model(
     # Only the joiner knows what has joined, so it lets go of labels and their performance.
     labels_ms = _labels_kept_ms(contract, keep)
     before_ms = newest_ms - labels_ms
-    expire_to_ms = _expire_to_ms(before_ms, labels_ms)
-    if contract is not None:
-        keep_labelled_scores(connection, contract, expire_to_ms)
-    ask_expiry(connection, model, expire_to_ms)
+    ask_expiry(connection, model, _expire_to_ms(before_ms, labels_ms))
     return removed + forget_left_out(connection, model, before_ms, ROWS_PER_TICK)
 
 

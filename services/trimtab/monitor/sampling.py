@@ -1,7 +1,8 @@
 """The row sample of one partition in memory: per model and hour the rows of lowest id hash.
 
-Samples are for people's reports, apart from the counts, so they are written every few seconds, not at
-every flush; a crash may cost the sample (never the counts) of that long.
+Samples are for people's reports and for how columns go together, apart from the counts, so they are written
+every few seconds, not at every flush; a crash may cost the sample (never the counts) of that long. An hour that
+has just passed is written with the flush that brought the next one: a window that it closes finds its sample.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ class Sampler:
         self._unread: set[tuple[str, int]] = set()
         self._changed: set[tuple[str, int]] = set()
         self._written_ms = 0
+        self._newest: dict[str, int] = {}
+        """The newest hour with rows, by model."""
+        self._passed: dict[str, int] = {}
+        """Hours before this one were written once they had passed, by model."""
 
     def offer(self, view: ModelView, rows: Rows) -> None:
         """Let rows into the sample of their hour where their hash is among the lowest."""
         hours = pane_starts(rows.times_ms, HOUR_MS)
         for hour, rows_of_hour in split_by(hours):
             key = (view.model, hour)
+            self._newest[view.model] = max(hour, self._newest.get(view.model, hour))
             if key not in self._samples:
                 self._samples[key] = []
                 self._unread.add(key)
@@ -56,10 +62,12 @@ class Sampler:
 
     def write(self, connection: Connection, now_ms: int, *, at_once: bool = False) -> None:
         """Store what has changed, if it is time; inside the flush."""
-        if not self._changed or (now_ms - self._written_ms < WRITE_EVERY_MS and not at_once):
+        is_time = at_once or now_ms - self._written_ms >= WRITE_EVERY_MS
+        due = {key for key in self._changed if is_time or self._has_just_passed(*key)}
+        if not due:
             return
-        for model in sorted({model for model, _ in self._changed}):
-            changed = {hour for name, hour in self._changed if name == model}
+        for model in sorted({model for model, _ in due}):
+            changed = {hour for name, hour in due if name == model}
             unread = {hour for hour in changed if (model, hour) in self._unread}
             # An earlier owner may have stored a sample of the same hour.
             stored = partition_samples(connection, self.partition_id, model, unread)
@@ -68,12 +76,18 @@ class Sampler:
             self._unread -= {(model, hour) for hour in unread}
             samples = {hour: self._samples[model, hour] for hour in changed}
             write_samples(connection, self.partition_id, model, samples)
-        self._changed.clear()
-        self._written_ms = now_ms
+            self._passed[model] = self._newest[model]
+        self._changed -= due
+        if is_time:
+            self._written_ms = now_ms
         for model in {model for model, _ in self._samples}:
             hours = sorted(hour for name, hour in self._samples if name == model)
             for hour in hours[:-HOURS_OPEN]:
-                del self._samples[model, hour]
+                if (model, hour) not in self._changed:
+                    del self._samples[model, hour]
+
+    def _has_just_passed(self, model: str, hour: int) -> bool:
+        return self._passed.get(model, hour) <= hour < self._newest[model]
 
 
 def _sample_rows(view: ModelView, rows: Rows) -> list[SampleRow]:

@@ -1,7 +1,7 @@
 """`trimtab verify`: recompute a verdict from the stored states and compare bytes (design, rule 6).
 
 The counts are read again; what the evidence itself records (rule memory, judged version, whether labels
-were due) is taken from it. What retention has let go, or a later revision has replaced, cannot be
+were due, how columns went together in the sampled rows) is taken from it. What retention has let go, or a later revision has replaced, cannot be
 recomputed, and the answer names it: nobody should take for a difference what is only no longer there.
 """
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from trimtab.detect.label_free import LabelFree
 from trimtab.detect.rules import PriorWindow
-from trimtab.detect.verdict import Carried, WindowInputs, evaluate, verify
+from trimtab.detect.verdict import Carried, WindowInputs, evaluate, joint_of, verify
 from trimtab.errors import NotFoundError
 from trimtab.monitor.window_inputs import ModelReader
 from trimtab.records import Reason, Verdict
@@ -101,6 +101,7 @@ def _inputs(
         code_version=stored.evidence.code_version,
         judged_version=prior.get("judged_version"),
         labels_due=bool(prior.get("labels_due")),
+        joint=joint_of(prior),
         prior=msgspec.convert(prior.get("windows", []), list[PriorWindow]),
         label_free=msgspec.convert(prior.get("label_free"), LabelFree | None),
     )

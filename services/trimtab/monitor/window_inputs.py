@@ -14,17 +14,20 @@ import trimtab
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline, merge_states
 from trimtab.detect.budget import Budget
+from trimtab.detect.calibration import Season, slot_name, slots_of
 from trimtab.detect.drift import Fitted, Watching, is_detectors, state_digest
 from trimtab.detect.evidence import Detector, State
 from trimtab.detect.figures import Figures, Labelled, comparisons
 from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_memory, rules_of
-from trimtab.detect.verdict import Carried, WindowInputs
+from trimtab.detect.verdict import Carried, WindowInputs, joint_of
 from trimtab.events.types import Traffic
 from trimtab.monitor.label_free_inputs import LabelFreeReader
 from trimtab.records import Kind, Outcome
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
+from trimtab.stats.joint import JointState
 from trimtab.store import baselines
+from trimtab.store.baselines import state_of_windows, window_starts
 from trimtab.store.detectors import (
     DetectorRow,
     detector,
@@ -37,11 +40,14 @@ from trimtab.store.engine import Store
 from trimtab.store.models import active_cuts, contract_at, cuts_at
 from trimtab.store.performance import window_performance
 from trimtab.store.resources import window_gauges
+from trimtab.store.samples import window_joint
 from trimtab.store.tables import traffic
 from trimtab.store.verdicts import Head, heads_between
 from trimtab.store.window_state import WindowState, segment_states, window_state
 
 COMPARISONS_KEPT = 256
+LEAST_SEASON_WINDOWS = 4
+"""Figures of a window are against the baseline's windows of its season, if there are so many."""
 DRAFTS_KEPT = 8
 _COMPARED = (Kind.INPUT, Kind.PREDICTION)
 
@@ -59,9 +65,9 @@ class ModelReader:
         self.heads: OrderedDict[int, Head] = OrderedDict()
         """Heads of recent windows' latest verdicts, by start."""
         self._loaded: set[int] = set()
-        self._compared: OrderedDict[tuple[str, BaselineKey | None, str | None], Figures] = (
-            OrderedDict()
-        )
+        self._compared: OrderedDict[
+            tuple[str, tuple[int | None, int, str | None] | None, str | None], Figures
+        ] = OrderedDict()
         self._contracts: dict[int, Contract] = {revision: contract}
         self._baselines: dict[int, Baseline] = {}
         self._drafts: OrderedDict[int, Baseline] = OrderedDict()
@@ -77,6 +83,8 @@ class ModelReader:
         """The model's budget, for new windows."""
         self._detectors: dict[tuple[int, float], Detector] = {}
         self._cuts: dict[str, ModelCuts] = {}
+        self._seasons: dict[int, tuple[Season, dict[int, int]]] = {}
+        """Season of a detector's features, and the slot of each window of its baseline."""
         self.states: OrderedDict[tuple[int, int], tuple[State, str]] = OrderedDict()
         """States after windows that this tick judged, with their digests, by (detector, window start)."""
 
@@ -197,6 +205,7 @@ class ModelReader:
         key = None if baseline is None else (baseline.id, baseline.windows)
         resources = window_gauges(connection, model, start_ms, end_ms)
         watching, no_detector = self._detector_of(connection, head, start_ms)
+        baseline = self._in_season(connection, baseline, watching, start_ms)
         labelled = performance.get(judged or "")
         return WindowInputs(
             contract=contract,
@@ -219,6 +228,7 @@ class ModelReader:
             segments={}
             if cuts is None or not isinstance(watching, Watching)
             else segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+            joint=self._joint(connection, head, contract, watching, read, stalled),
             offsets=[(o.topic, o.partition, o.first_offset, o.next_offset) for o in read.offsets],
             panes=read.panes,
             lost=read.lost,
@@ -258,6 +268,58 @@ class ModelReader:
             return watching, ""
         found = tuple(f for f in head.findings if is_detectors(f))
         return Carried(prior=before, tree=head.figures.detector or {}, findings=found), ""
+
+    def _in_season(
+        self,
+        connection: Connection,
+        baseline: Baseline | None,
+        watching: Watching | Carried | None,
+        start_ms: int,
+    ) -> Baseline | None:
+        """Return the baseline's windows of the season of a window, where its detector has found one."""
+        if baseline is None or baseline.id is None or watching is None:
+            return baseline
+        detector_id = watching.id if isinstance(watching, Watching) else int(watching.prior["id"])
+        if detector_id not in self._seasons:
+            row = detector(connection, detector_id)
+            season: Season = "none"
+            if row.fitted is not None and row.baseline_id == baseline.id:
+                season = row.fitted.feature_season()
+            starts = window_starts(connection, baseline.id) if season != "none" else []
+            slots = slots_of(season, starts, self.contract.windows.time_zone)
+            self._seasons = {detector_id: (season, dict(zip(starts, slots.tolist(), strict=True)))}
+        season, slots_by_start = self._seasons[detector_id]
+        if season == "none":
+            return baseline
+        slot = int(slots_of(season, [start_ms], self.contract.windows.time_zone)[0])
+        same = [at_ms for at_ms, each in slots_by_start.items() if each == slot]
+        if len(same) < LEAST_SEASON_WINDOWS:
+            return baseline
+        state = state_of_windows(connection, baseline.id, same)
+        if state is None:
+            return baseline
+        return msgspec.structs.replace(baseline, state=state, season=slot_name(season, slot))
+
+    def _joint(
+        self,
+        connection: Connection,
+        head: Head | None,
+        contract: Contract,
+        watching: Watching | Carried | None,
+        read: WindowState,
+        stalled: str | None,
+    ) -> JointState | None:
+        """Return how columns went together in the window's sample, as its first judgement found it.
+
+        A window that cannot be judged yet is not read: its sample may be half.
+        """
+        known = None if head is None else joint_of(head.evidence.prior)
+        if known is not None or not isinstance(watching, Watching) or not watching.detector.paired:
+            return known
+        if stalled is not None or read.lost or not read.rows:
+            return None
+        wanted = watching.detector.paired
+        return window_joint(connection, contract, watching.cuts, read.start_ms, read.end_ms, wanted)
 
     def _watching(
         self,
@@ -323,7 +385,7 @@ class ModelReader:
     def compared(self, inputs: WindowInputs, read: WindowState) -> Figures:
         """Return the costly comparisons, from memory when the same were made before."""
         baseline = inputs.baseline
-        which = None if baseline is None else (baseline.id, baseline.windows)
+        which = None if baseline is None else (baseline.id, baseline.windows, baseline.season)
         key = (read.digest, which, inputs.judged_version)
         if key not in self._compared:
             answers = inputs.by_version.get(inputs.judged_version or "")

@@ -56,13 +56,17 @@ class Grid(Struct, frozen=True):
         before = cells.searchsorted(np.arange(CELLS + 1), side="left")
         return cls(origin, scale, before, np.append(edges, [np.inf] * shared), shared)
 
-    def count(self, values: Floats) -> npt.NDArray[np.int64]:
-        """Count finite values, shape (n,), in the m + 1 bins."""
+    def bins(self, values: Floats) -> npt.NDArray[np.int64]:
+        """Return the bin of each finite value, shape (n,)."""
         first = self.before.take(_cells(values, self.origin, self.scale))
         bins = first.copy()
         for place in range(self.shared):
             bins += self.edges.take(first + place) < values
-        return np.bincount(bins, minlength=self.edges.size - self.shared + 1)
+        return bins
+
+    def count(self, values: Floats) -> npt.NDArray[np.int64]:
+        """Count finite values, shape (n,), in the m + 1 bins."""
+        return np.bincount(self.bins(values), minlength=self.edges.size - self.shared + 1)
 
 
 def _cells(values: Floats, origin: float, scale: float) -> npt.NDArray[np.int64]:

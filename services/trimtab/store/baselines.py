@@ -33,6 +33,7 @@ from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
+    reference_joint,
     reference_labels,
     reference_performance,
 )
@@ -142,6 +143,30 @@ def observed_windows(connection: Connection, baseline_id: int) -> list[tuple[int
         )
         for row in rows
     ]
+
+
+def window_starts(connection: Connection, baseline_id: int) -> list[int]:
+    """Return the starts of the windows that a baseline was made of, oldest first."""
+    return list(
+        connection.scalars(
+            select(baseline_windows.c.window_start_ms)
+            .where(baseline_windows.c.baseline_id == baseline_id)
+            .order_by(baseline_windows.c.window_start_ms)
+        )
+    )
+
+
+def state_of_windows(
+    connection: Connection, baseline_id: int, starts_ms: Sequence[int]
+) -> PaneState | None:
+    """Return the merged counts of some of a baseline's windows; None of none."""
+    found = connection.scalars(
+        select(baseline_windows.c.state).where(
+            baseline_windows.c.baseline_id == baseline_id,
+            baseline_windows.c.window_start_ms.in_(starts_ms),
+        )
+    )
+    return merge_states(PaneState.from_bytes(bytes(state)) for state in found)
 
 
 def windows_of(
@@ -388,6 +413,7 @@ def _stored_windows(
     version: str | None,
 ) -> list[tuple[int, Observed]]:
     from trimtab.store.resources import window_gauges
+    from trimtab.store.samples import window_joint
     from trimtab.store.window_state import segment_states, window_state
 
     cuts = active_cuts(connection, model)
@@ -411,6 +437,7 @@ def _stored_windows(
                 state=state,
                 resources=window_gauges(connection, model, start_ms, end_ms),
                 segments=segment_states(connection, contract, start_ms, end_ms, cuts.cuts_id),
+                joint=window_joint(connection, contract, cuts, start_ms, end_ms),
             )
             windows.append((start_ms, one))
     return windows
@@ -550,7 +577,13 @@ def fit_from_file(
     built = build_cuts(contract, table.features, table.prediction, table.score)
     length_ms = contract.windows.length_ms
     windows = [
-        (start_ms, Observed(state=observe_reference(built, contract, table, rows)))
+        (
+            start_ms,
+            Observed(
+                state=observe_reference(built, contract, table, rows),
+                joint=reference_joint(built, contract, table, rows),
+            ),
+        )
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}

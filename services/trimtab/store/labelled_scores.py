@@ -1,8 +1,8 @@
 """What label-free estimates are calibrated on: labels of a baseline's windows, by version and score bin.
 
 While these labels are kept they are read from the performance of the baseline's windows, so that late
-and corrected ones count. Before retention lets them go, `keep_labelled_scores` writes them into the
-baseline's notes. A baseline from a file has those of the file's label column there from the beginning.
+and corrected ones count. When they are waited for no longer, or retention would let them go, they are written
+into the baseline's notes (`notes_due`). A baseline from a file has those of the file's label column there from the beginning.
 """
 
 from typing import Any
@@ -162,30 +162,45 @@ def labelled_window(
     return LabelledWindow(start_ms, counts.hits, counts.misses)
 
 
-def keep_labelled_scores(connection: Connection, contract: Contract, before_ms: int) -> None:
-    """Write the labels of baselines' windows into their notes, where some are from before `before_ms`.
+def notes_due(
+    connection: Connection, contract: Contract, newest_ms: int, expire_to_ms: int
+) -> dict[int, dict[str, Any]]:
+    """Return the notes, by baseline, that should now keep the labels of its windows.
 
-    Called in the transaction that asks to let these labels go; later ones of the same windows change
-    nothing any more.
+    That is so when some of them are about to expire (from before `expire_to_ms`), or when they are waited for no
+    longer (`labels.judge_after`) and suffice; later labels of the same windows change nothing any more.
     """
     if contract.task == "regression":
-        return
+        return {}
     rows = connection.execute(
         select(baselines.c.id, baselines.c.from_ms, baselines.c.to_ms, baselines.c.body).where(
             baselines.c.model == contract.name,
             baselines.c.number > 0,
-            baselines.c.from_ms < before_ms,
+            baselines.c.from_ms.is_not(None),
         )
     ).all()
+    after_ms = contract.labels.judge_after_ms
+    due: dict[int, dict[str, Any]] = {}
     for row in rows:
+        expires = row.from_ms < expire_to_ms
+        if not expires and (after_ms is None or row.to_ms + after_ms > newest_ms):
+            continue
         notes = msgspec.json.decode(row.body)
         if NOTE in notes:
             continue
         found = window_performance(connection, contract.name, row.from_ms, row.to_ms)
         scored = {version: one.state for version, one in found.items() if one.state.scored}
-        notes |= labelled_scores_note(contract, scored)
+        short = not scored or any(counts_of(s, contract).shortage for s in scored.values())
+        if expires or not short:
+            due[row.id] = notes | labelled_scores_note(contract, scored)
+    return due
+
+
+def keep_notes(connection: Connection, due: dict[int, dict[str, Any]]) -> None:
+    """Store what `notes_due` gave."""
+    for baseline_id, notes in due.items():
         connection.execute(
             update(baselines)
-            .where(baselines.c.id == row.id)
+            .where(baselines.c.id == baseline_id)
             .values(body=msgspec.json.encode(notes).decode())
         )

@@ -19,6 +19,7 @@ from trimtab.errors import TrimtabError
 from trimtab.events.types import time_ms
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, category_key, numeric_column
+from trimtab.stats.joint import JointState, joint_columns
 from trimtab.stats.performance import (
     PerformanceState,
     classification_figures,
@@ -26,6 +27,7 @@ from trimtab.stats.performance import (
 )
 from trimtab.stats.score_figures import score_figures
 from trimtab.stats.scorebins import score_bins
+from trimtab.store.samples import SAMPLE_ROWS
 from trimtab.windows.panes import start_of
 
 MOST_ROWS = 5_000_000
@@ -239,6 +241,23 @@ def observe_reference(
         categories=categories,
         statuses={"ok": len(rows)},
         rules={},
+    )
+
+
+def reference_joint(
+    cuts: ModelCuts, contract: Contract, table: Reference, rows: Sequence[int]
+) -> JointState:
+    """Return how columns go together in some rows of a reference: of as many as are sampled of an hour, evenly."""
+    step = -(-len(rows) // SAMPLE_ROWS)
+    taken = rows[::step] if step else rows
+    columns = joint_columns(contract.features, cuts)
+    return JointState.observe(
+        columns,
+        {
+            name: [table.features[name][row] for row in taken]
+            for name in {column.feature for column in columns}
+            if name in table.features
+        },
     )
 
 

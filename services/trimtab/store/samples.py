@@ -5,12 +5,15 @@ is the bottom-k of their union. No personal features and no embeddings ever ente
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, select
 
+from trimtab.contracts.model import Contract
+from trimtab.stats.cuts import ModelCuts
+from trimtab.stats.joint import MOST_ROWS, JointState, joint_columns
 from trimtab.store.dialect import insert_for
 from trimtab.store.tables import row_samples
 
@@ -32,10 +35,26 @@ class SampleRow(Struct, frozen=True, array_like=True):
     features: dict[str, Any]
 
 
+class _Sealed(Struct, frozen=True, array_like=True):
+    """A sampled row whose values are not decoded: of many partitions' rows few are the hour's lowest."""
+
+    hash: int
+    id: msgspec.Raw
+    time_ms: int
+    version: msgspec.Raw
+    prediction: msgspec.Raw
+    score: msgspec.Raw
+    latency_ms: msgspec.Raw
+    features: msgspec.Raw
+
+
 _ROWS = msgspec.msgpack.Decoder(list[SampleRow])
+_SEALED = msgspec.msgpack.Decoder(list[_Sealed])
+_FEATURES = msgspec.msgpack.Decoder(dict[str, Any])
+Row = TypeVar("Row", SampleRow, _Sealed)
 
 
-def bottom(rows: Sequence[SampleRow], k: int = SAMPLE_ROWS) -> list[SampleRow]:
+def bottom(rows: Sequence[Row], k: int = SAMPLE_ROWS) -> list[Row]:
     """Return the k rows of lowest hash, one per hash, ascending."""
     unique = {
         row.hash: row for row in sorted(rows, key=lambda r: (r.hash, r.time_ms), reverse=True)
@@ -111,7 +130,19 @@ def partition_samples(
 
 def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[SampleRow]:
     """Return the sampled rows with from_ms <= time < to_ms, by time."""
-    hours: dict[int, list[SampleRow]] = {}
+    rows = _between(connection, model, from_ms, to_ms, _ROWS)
+    return sorted(rows, key=lambda r: (r.time_ms, r.hash))
+
+
+def _between(
+    connection: Connection,
+    model: str,
+    from_ms: int,
+    to_ms: int,
+    decoder: msgspec.msgpack.Decoder[list[Row]],
+) -> list[Row]:
+    """The rows of a time that are their hour's lowest, over all partitions."""
+    hours: dict[int, list[Row]] = {}
     for start, body in connection.execute(
         select(row_samples.c.sample_start_ms, row_samples.c.body).where(
             row_samples.c.model == model,
@@ -119,8 +150,27 @@ def sample_between(connection: Connection, model: str, from_ms: int, to_ms: int)
             row_samples.c.sample_start_ms < to_ms,
         )
     ):
-        hours.setdefault(start, []).extend(_ROWS.decode(body))
-    rows = [row for start in sorted(hours) for row in bottom(hours[start])]
-    return sorted(
-        (row for row in rows if from_ms <= row.time_ms < to_ms), key=lambda r: (r.time_ms, r.hash)
-    )
+        hours.setdefault(start, []).extend(decoder.decode(body))
+    rows = (row for start in sorted(hours) for row in bottom(hours[start]))
+    return [row for row in rows if from_ms <= row.time_ms < to_ms]
+
+
+def window_joint(
+    connection: Connection,
+    contract: Contract,
+    cuts: ModelCuts,
+    start_ms: int,
+    end_ms: int,
+    only: Collection[str] | None = None,
+) -> JointState:
+    """Return how columns go together in a window's sampled rows: those that `only` names, else all that are paired."""
+    columns = joint_columns(contract.features, cuts)
+    if only is not None:
+        columns = tuple(column for column in columns if column.name in only)
+    if len(columns) < 2:
+        return JointState()
+    sealed = _between(connection, contract.name, start_ms, end_ms, _SEALED)
+    lowest = sorted(sealed, key=lambda row: (row.hash, row.time_ms))[:MOST_ROWS]
+    rows = [_FEATURES.decode(row.features) for row in lowest]
+    names = {column.feature for column in columns}
+    return JointState.observe(columns, {name: [row.get(name) for row in rows] for name in names})

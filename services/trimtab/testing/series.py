@@ -24,8 +24,11 @@ from trimtab.store.ledger import ClassKey, add_classes
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import PaneKey, PaneRow, generations, write_panes
 from trimtab.store.resources import write_resources
+from trimtab.store.samples import HOUR_MS, SampleRow, partition_samples, write_sample
 from trimtab.store.tables import joiners, partitions, performance, watermarks
 from trimtab.store.watermarks import WatermarkRow, write_watermarks
+from trimtab.windows.ids import id_hashes
+from trimtab.windows.panes import start_of
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -102,6 +105,30 @@ class SeriesWriter:
             counted = ClassKey("row", self.contract.name, "counted")
             add_classes(connection, partition_id, {counted: count})
             self._watermark(connection, partition_id, seq, newest)
+
+    def sample(self, pane_start_ms: int, columns: Columns, partition: int = 0) -> None:
+        """Flush rows into the row sample of their hour, beside what is sampled of it already."""
+        count = len(next(iter(columns.values())))
+        hour = start_of(pane_start_ms, HOUR_MS)
+        model = self.contract.name
+        with self.store.write() as connection:
+            partition_id, _ = self._flush(connection, partition, 0)
+            held = partition_samples(connection, partition_id, model, [hour]).get(hour, [])
+            ids = [f"{pane_start_ms}-{i}" for i in range(count)]
+            rows = [
+                SampleRow(
+                    hash=hash_,
+                    id=ids[i],
+                    time_ms=pane_start_ms,
+                    version="1",
+                    prediction=None,
+                    score=None,
+                    latency_ms=None,
+                    features={name: values[i] for name, values in columns.items()},
+                )
+                for i, hash_ in enumerate(id_hashes(ids).tolist())
+            ]
+            write_sample(connection, partition_id, model, hour, [*held, *rows])
 
     def gauges(
         self,
