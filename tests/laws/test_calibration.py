@@ -22,11 +22,10 @@ from msgspec.structs import replace
 from scipy import special, stats
 
 from trimtab.detect import certificate
-from trimtab.detect.calibration import Calibration, fit
+from trimtab.detect.calibration import RATE_ALLOWANCE, Calibration, fit
 from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.drift import merged
 from trimtab.detect.evidence import (
-    RATE_ALLOWANCE,
     Detector,
     Moved,
     Muted,
@@ -89,6 +88,8 @@ def known(k, *, floor=0.0, rows=1_000, rates=0):
         gap=np.array([0.25, 0.5, 1, 2, 4]) / np.sqrt(rows) * one[:, None],
         rate=np.full(rates, 0.01),
         dispersion=np.ones(rates),
+        allowance=np.full(rates, RATE_ALLOWANCE),
+        directed=np.zeros(k, dtype=np.bool_),
         least_rows=one,
         familiar=np.ones(168, dtype=np.bool_),
         only_familiar=np.zeros(k, dtype=np.bool_),
