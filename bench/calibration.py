@@ -30,7 +30,7 @@ from scipy import stats
 
 sys.path.append(str(rig.ROOT / "tests" / "support"))
 
-from drift_peers import QUIET, Runs
+from drift_peers import FAR_TOOLS, QUIET, Runs
 from drift_traffic import (
     HOUR_MS,
     NULLS,
@@ -228,7 +228,10 @@ def peers(seed: int, size: Size) -> dict[str, dict[str, Any]]:
                     ]
                     runs.changed.append((shift, windows))
         found = runs.here() if name in size.peer_nulls else {}
-        found |= runs.elsewhere() if name in size.far_peer_nulls else {}
+        if not size.far_peer_nulls:
+            found |= dict.fromkeys(FAR_TOOLS, "not in --quick")
+        elif name in size.far_peer_nulls:
+            found |= runs.elsewhere()
         for tool, said in found.items():
             result.setdefault(tool, {})[name] = said
     return result

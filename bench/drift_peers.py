@@ -27,6 +27,7 @@ QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1"}
 LEVEL = 0.05
 REFERENCE_ROWS = 20_000
 """KS and Evidently compare with so many rows of the reference, drawn at random."""
+FAR_TOOLS = ("nannyml_js_mean_3sd", "river_adwin")
 SKIPPED = "not installed: make bench-peers"
 
 _CHILD = """
@@ -137,10 +138,9 @@ class Runs:
 
     def elsewhere(self) -> dict[str, Any]:
         """Judge by the packages that have an environment of their own."""
-        tools = ("nannyml_js_mean_3sd", "river_adwin")
         python = Path(os.environ.get(PYTHON_VARIABLE, PEERS))
         if not python.exists():
-            return dict.fromkeys(tools, SKIPPED)
+            return dict.fromkeys(FAR_TOOLS, SKIPPED)
         runs = [self.usual, *(windows for _, windows in self.changed)]
         windows = [rows for run in runs for rows in run]
         with tempfile.TemporaryDirectory() as folder:
@@ -162,9 +162,9 @@ class Runs:
                 check=False,
             )
         if done.returncode:
-            return dict.fromkeys(tools, f"failed: {done.stderr.strip().splitlines()[-1]}")
+            return dict.fromkeys(FAR_TOOLS, f"failed: {done.stderr.strip().splitlines()[-1]}")
         flags = json.loads(done.stdout.splitlines()[-1])
-        return {name: self._judged(flags[name]) for name in tools}
+        return {name: self._judged(flags[name]) for name in FAR_TOOLS}
 
 
 def _columns(windows: Sequence[Rows]) -> npt.NDArray[np.float64]:
