@@ -141,6 +141,11 @@ def test_a_wrong_feature_does_not_blame_the_rules_that_name_it() -> None:
             "alarms.rules[0]",
             "needs labels",
         ),
+        (
+            'task = "binary"\n[source]\nimpossible = ["nothing < 3"]',
+            "source.impossible[0]",
+            "no declared feature",
+        ),
         ('task = "binary"\n[alarms]\nfalse_alarms = "few"', "alarms.false_alarms", "1 per 90 days"),
         ('task = "binary"\n[windows]\nsegments = ["a=b"]', "windows.segments[0]", "no `=`"),
         (

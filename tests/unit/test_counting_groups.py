@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from trimtab.contracts.model import Contract, Feature, Windows
+from trimtab.contracts.model import Contract, Feature, Source, Windows
 from trimtab.events.types import Inference
 from trimtab.monitor.blocks import single_block
-from trimtab.monitor.counting import Segments, group_rows
+from trimtab.monitor.counting import Segments, group_rows, rule_masks
 from trimtab.monitor.views import ModelView
+from trimtab.windows import abnormal
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 18, 40])
@@ -50,3 +51,31 @@ def test_no_row_falls_into_the_group_of_another(columns):
         found.append((group.version, group.traffic_revision, *group.segments))
     assert [sorted(map(str, one)) for one in found] == [sorted(map(str, one)) for one in wanted]
     assert len(grouping.groups) == len(set(wanted))
+
+
+def test_rows_that_the_contract_calls_impossible_are_abnormal():
+    contract = Contract(
+        name="m",
+        task="binary",
+        source=Source(impossible=("age < 18 and channel = 'branch'", "refund > amount")),
+        features={
+            "age": Feature("number"),
+            "amount": Feature("number"),
+            "refund": Feature("number"),
+            "channel": Feature("category"),
+        },
+    )
+    given = [
+        {"age": 17, "channel": "branch", "amount": 5.0, "refund": 1.0},
+        {"age": 17, "channel": "web", "amount": 5.0, "refund": 5.0},
+        {"age": 40, "channel": "branch", "amount": 5.0, "refund": 5.5},
+        {"channel": "branch", "amount": 5.0},
+    ]
+    events = [
+        Inference(id=str(i), model="m", version="1", time=0, features=features, prediction="a")
+        for i, features in enumerate(given)
+    ]
+    view = ModelView(1, contract)
+    masks = rule_masks(view, None, single_block(view, np.arange(4), events, typed=False))
+    assert masks[abnormal.IMPOSSIBLE].tolist() == [True, False, True, False]
+    assert masks[abnormal.REQUEST].tolist() == [True, False, True, False]

@@ -7,6 +7,11 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
+from trimtab.contracts.combinations import (
+    COMBINATIONS_MAX,
+    combination_problem,
+    parse_combination,
+)
 from trimtab.contracts.lines import Path
 from trimtab.contracts.model import ATTRIBUTION, Contract, duration_ms
 from trimtab.contracts.rules import FIGURES, PREDICTION, Rule, did_you_mean, parse_rule
@@ -40,6 +45,8 @@ def check(contract: Contract, known: Known = Known()) -> Iterator[tuple[Path, st
     if known.task:
         yield from _check_prediction(contract)
     yield from _check_windows(contract)
+    if known.features:
+        yield from _check_impossible(contract)
     yield from _check_rules(contract, judge=known.task and known.features)
     yield from _check_agent(contract)
 
@@ -263,6 +270,20 @@ def _check_windows(contract: Contract) -> Iterator[tuple[Path, str]]:
         value = getattr(getattr(contract, table), key)
         if not least <= value <= 10_000_000:
             yield (table, key), f"expected {least} to 10000000, got {value}."
+
+
+def _check_impossible(contract: Contract) -> Iterator[tuple[Path, str]]:
+    texts = contract.source.impossible
+    if len(texts) > COMBINATIONS_MAX:
+        yield ("source", "impossible"), f"expected at most {COMBINATIONS_MAX}, got {len(texts)}."
+    for index, text in enumerate(texts):
+        path: Path = ("source", "impossible", index)
+        try:
+            problem = combination_problem(parse_combination(text), contract.features)
+        except ContractError as error:
+            problem = str(error)
+        if problem is not None:
+            yield path, problem
 
 
 def _check_rules(contract: Contract, *, judge: bool) -> Iterator[tuple[Path, str]]:

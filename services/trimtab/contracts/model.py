@@ -62,6 +62,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     topics: tuple[str, ...] = ()
     """When given, events from any other topic that claim this model are rejected."""
     format: Literal["trimtab", "kserve", "seldon-v2", "oip-v2", "sagemaker"] = "trimtab"
+    impossible: tuple[str, ...] = ()
+    """Combinations of values that no true row has, such as "age < 18 and channel = 'branch'" (`contracts.combinations`)."""
 
 
 class Prediction(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -12,6 +12,7 @@ from trimtab.monitor.columns import Codes, Ints, Mask, Numbers, Rows
 from trimtab.monitor.views import ModelView
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.coded import Coded
+from trimtab.stats.combinations import matches
 from trimtab.stats.cuts import CategoryCuts, Key, ModelCuts, NumericCuts
 from trimtab.store.label_runs import Group
 from trimtab.windows import abnormal
@@ -158,6 +159,10 @@ def _request_rules(view: ModelView, cuts: ModelCuts | None, rows: Rows, add: Any
             unseen = [key for key in column.keys if isinstance(key, str) and key not in known]
             if unseen:
                 add(abnormal.UNSEEN_CATEGORY, column.mask(frozenset(unseen)))
+    if view.impossible:
+        numbers = dict(zip(rows.number_names, rows.numbers, strict=True))
+        for combination in view.impossible:
+            add(abnormal.IMPOSSIBLE, matches(combination, numbers, rows.categories, rows.size))
 
 
 def _known_categories(view: ModelView, cuts: ModelCuts | None, name: str) -> Any | None:

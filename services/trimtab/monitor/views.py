@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from trimtab.contracts.combinations import parse_combination
 from trimtab.contracts.model import Contract
 from trimtab.events.typed import TypedInferenceDecoder, typed_inference_decoder
 from trimtab.windows.lateness import TimeRules
@@ -25,6 +26,7 @@ class ModelView:
         self.numbers = tuple(n for n, f in self.watched.items() if f.kind == "number")
         self.categories = tuple(n for n, f in contract.features.items() if f.kind == "category")
         self.attributes = tuple(n for n in contract.windows.segments if n not in contract.features)
+        self.impossible = tuple(map(parse_combination, contract.source.impossible))
         self.regression = contract.task == "regression"
         self.topics = frozenset(contract.source.topics)
         answer = contract.prediction

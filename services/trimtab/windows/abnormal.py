@@ -11,7 +11,16 @@ OUT_OF_RANGE = "request:out_of_range"
 UNSEEN_CATEGORY = "request:unseen_category"
 TYPE_ERROR = "request:type_error"
 NOT_FINITE = "request:not_finite"
-REQUEST_RULES = (MISSING_REQUIRED, OUT_OF_RANGE, UNSEEN_CATEGORY, TYPE_ERROR, NOT_FINITE)
+IMPOSSIBLE = "request:impossible"
+"""A combination of values that the contract declares impossible."""
+REQUEST_RULES = (
+    MISSING_REQUIRED,
+    OUT_OF_RANGE,
+    UNSEEN_CATEGORY,
+    TYPE_ERROR,
+    NOT_FINITE,
+    IMPOSSIBLE,
+)
 
 ERROR = "response:error"
 TIMEOUT = "response:timeout"
