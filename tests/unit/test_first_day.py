@@ -22,6 +22,7 @@ SUMMARY = Summary(
     accuracy_at_alert=0.8,
     accuracy_after=None,
     alerts_opened=1,
+    alerts=["accuracy < 0.9"],
     why_retrained="accuracy fell",
     gate={},
     challenger_share_max=0.5,

@@ -33,6 +33,8 @@ class Seen(Struct, frozen=True, kw_only=True):
     """Newest first."""
     champion: str
     alerts_opened: int = 0
+    quality_alerts: int = 0
+    """Of these the ones about performance."""
     alerts_open: int = 0
     reasons: frozenset[str] = frozenset()
     """Reason codes of all decisions so far."""
@@ -98,7 +100,7 @@ def script(*, bad_challenger: bool) -> list[Phase]:
             name="alert",
             title="The camera is bad, and stays so",
             link="alert: accuracy fell and no alert was opened",
-            over=lambda seen: seen.alerts_opened > 0,
+            over=lambda seen: seen.quality_alerts > 0,
             limit_s=150,
             lens=STEPS[2],
         ),

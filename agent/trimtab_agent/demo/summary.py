@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.records import Kind
 from trimtab.store.agent import transitions_of
 from trimtab.store.alerts import alerts_of
 from trimtab.store.arm_counts import arm_counts
@@ -35,8 +36,11 @@ class Summary(Struct, frozen=True, kw_only=True):
     ending: str
     accuracy_before_drift: float | None
     accuracy_at_alert: float | None
+    """Until the first alert about performance."""
     accuracy_after: float | None
     alerts_opened: int
+    alerts: list[str]
+    """Their conditions, first opened first."""
     why_retrained: str
     gate: dict[str, Any]
     challenger_share_max: float
@@ -68,8 +72,10 @@ def summarise(
     seen = look(store, model, windows=_ALL_WINDOWS)
     phases = {phase.name: phase for phase in played}
     healthy = phases["healthy"]
-    first_alert = min((alert.window_start_ms for alert in alerts_of(store, model)), default=None)
-    opened_ms = min((alert.opened_ms for alert in alerts_of(store, model)), default=None)
+    alerts = alerts_of(store, model)
+    of_quality = [alert for alert in alerts if alert.kind is Kind.PERFORMANCE]
+    first_alert = min((alert.window_start_ms for alert in of_quality), default=None)
+    opened_ms = min((alert.opened_ms for alert in of_quality), default=None)
     before = [window for window in seen.windows if window.start_ms < healthy.to_ms]
     at_alert = [
         window
@@ -84,6 +90,7 @@ def summarise(
         accuracy_at_alert=mean_accuracy(at_alert),
         accuracy_after=mean_accuracy(_after(seen)),
         alerts_opened=seen.alerts_opened,
+        alerts=[alert.condition for alert in sorted(alerts, key=lambda alert: alert.opened_ms)],
         why_retrained=_why(store, seen),
         gate=seen.run.gate if seen.run else {},
         challenger_share_max=_largest_share(store, model),
@@ -164,7 +171,7 @@ def _tables(summary: Summary) -> tuple[RenderableType, RenderableType]:
         ("accuracy at the end", summary.accuracy_after),
     ):
         facts.add_row(name, "not measured" if value is None else f"{value:.3f}")
-    facts.add_row("alerts", str(summary.alerts_opened))
+    facts.add_row("alerts", "; ".join(summary.alerts) or "none")
     facts.add_row("why retrained", Text(summary.why_retrained))
     facts.add_row("challenger's largest share", f"{summary.challenger_share_max:.0%}")
     facts.add_row("rows streamed", f"{summary.rows_streamed:,}")

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from trimtab.records import Alert, AlertState, Rollout, Run
+from trimtab.records import Alert, AlertState, Kind, Rollout, Run
 from trimtab.store.agent import (
     RecordKind,
     current_traffic,
@@ -45,6 +45,7 @@ def look(store: Store, model: str, windows: int = WINDOWS_SHOWN) -> Seen:
         windows=[_window(row) for row in latest_verdicts(store, model, limit=windows)],
         champion=traffic.arms[0].version if traffic else "",
         alerts_opened=len(alerts),
+        quality_alerts=sum(alert.kind is Kind.PERFORMANCE for alert in alerts),
         alerts_open=sum(alert.state != AlertState.RESOLVED for alert in alerts),
         reasons=frozenset(reasons - {""}),
         incident=incidents[0] if incidents else None,
@@ -66,7 +67,7 @@ def moments(store: Store, model: str) -> list[Moment]:
         for transition in transitions_of(store, record, record_id)
     ]
     for alert in alerts_of(store, model):
-        found.append(Moment(alert.opened_ms, "alert", "open", f"rule: {alert.condition}"))
+        found.append(Moment(alert.opened_ms, "alert", "open", alert.condition))
         if alert.resolved_ms is not None:
             found.append(Moment(alert.resolved_ms, "alert", "resolved", alert.resolution or ""))
     return sorted(found, key=lambda moment: moment.at_ms)
