@@ -129,7 +129,7 @@
       scales: { x: { time: true, range: (u, min, max) => [min, spec.end ?? max] }, y: { range: scaleOf(spec.kind) } },
       axes: [
         { ...axis, size: 30, space: 90, values: times },
-        { ...axis, size: AXIS_PX, values: (u, ticks) => ticks.map(spec.format) },
+        { ...axis, size: AXIS_PX, incrs: spec.kind === "log" ? [1, 2, 3] : undefined, values: (u, ticks) => ticks.map(spec.format) },
       ],
       series: [
         { value: (u, seconds) => (seconds == null ? "–" : new Date(seconds * 1000).toISOString().slice(5, 19).replace("T", " ")) },
