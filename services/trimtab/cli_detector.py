@@ -89,6 +89,7 @@ SIZE: dict[str, Callable[[float], str]] = {
     "fall": lambda size: f"-{size:.0%}",
 }
 LONGEST_WINDOWS = 1_000
+SKIPPED_SHOWN = 10
 
 
 def _is_main(planned: Planned) -> bool:
@@ -129,6 +130,9 @@ def lines_of(view: DetectorView) -> list[str]:
             f"check        {found:.2f} alarms per budget on its own reference, shuffled by the day"
         )
     lines += [f"doubt        {doubt}" for doubt in view.doubts]
+    lines += [f"not watched  {skipped}" for skipped in view.skipped[:SKIPPED_SHOWN]]
+    if len(view.skipped) > SKIPPED_SHOWN:
+        lines.append(f"not watched  and {len(view.skipped) - SKIPPED_SHOWN} more (--json has all)")
     if view.evidence is not None and view.window_start_ms is not None:
         lines.append(
             f"evidence     {view.evidence:.2%} of an alarm in the window from "

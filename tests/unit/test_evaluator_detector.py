@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from trimtab.cli import app
 from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
 from trimtab.detect.evidence import Detector
+from trimtab.errors import NotFoundError
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Kind, Outcome, Reason
 from trimtab.store import alerts, baselines, verdicts
+from trimtab.store.detector_view import detector_view, fleet_budgets, plan_view
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
+from trimtab.store.migrate import upgrade
 from trimtab.store.models import active_cuts
 from trimtab.store.tables import detector_states, metadata
 from trimtab.testing.series import SeriesWriter
@@ -379,6 +386,44 @@ def test_without_one_of_its_own_a_model_has_a_quarter_of_the_fleets_budget(local
     world = World(local, contract(alarms=Alarms()))
     world.go(REFERENCE + 1)
     assert world.verdict(REFERENCE).figures["detector"]["windows_per_alarm"] == 30 * 24
+
+
+def test_people_are_told_budget_reference_and_what_a_change_takes(sqlite_url, monkeypatch):
+    store = open_store(sqlite_url)
+    upgrade(store)
+    world = World(store, contract(reference=Reference(windows=100)))
+    world.go(50)
+    early = detector_view(store, "m", "4 per 30 days")
+    assert (early.fitted, early.windows_per_alarm) == (False, 720)
+    with pytest.raises(NotFoundError, match="no baseline is complete yet"):
+        plan_view(store, "m", "4 per 30 days")
+
+    world.go(55)
+    world.go(4, shift=1.0)
+    view = detector_view(store, "m", "4 per 30 days")
+    assert (view.fitted, view.baseline, view.reference_windows) == (True, 1, 100)
+    assert view.false_alarms_per_30_days == 1
+    assert list(view.open) == ["x"]
+    assert fleet_budgets(store, "4 per 30 days") == (1.0, 1)
+
+    usual = plan_view(store, "m", "4 per 30 days")
+    rarer = plan_view(store, "m", "4 per 30 days", budget="1 per 300 days")
+    mine, other = (
+        next(p for p in each.planned if (p.source, p.what) == ("x", "location"))
+        for each in (usual, rarer)
+    )
+    assert mine.windows[0] < other.windows[0] < 1.5 * mine.windows[0]
+    assert mine.windows == tuple(sorted(mine.windows, reverse=True))
+    assert "windows" in usual.reference
+    store.close()
+
+    monkeypatch.setenv("TRIMTAB_STORE__URL", sqlite_url)
+    for command in (["detector", "show", "m"], ["plan", "m"], ["plan", "m", "--all"]):
+        text = CliRunner().invoke(app, command, catch_exceptions=False)
+        told = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+        assert (text.exit_code, told.exit_code) == (0, 0)
+        assert "720" in text.stdout
+        assert json.loads(told.stdout)["model"] == "m"
 
 
 def test_two_evaluators_give_the_same_detector(sqlite_url, tmp_path):

@@ -34,6 +34,8 @@ class DetectorView(Struct, frozen=True, kw_only=True):
     reference_windows: int | None = None
     season: str | None = None
     doubts: list[str] = []
+    skipped: list[str] = []
+    """What it would look at and does not, and why, such as a segment of too few rows."""
     certificate: dict[str, float] | None = None
     """How often it alarmed on its own reference, shuffled in blocks of a day: alarms per budget."""
     window_start_ms: int | None = None
@@ -88,6 +90,7 @@ def detector_view(store: Store, model: str, fleet: str) -> DetectorView:
             reference_windows=fitted.calibration.windows,
             season=fitted.calibration.season,
             doubts=list(fitted.doubts),
+            skipped=[f"{s.name}: {s.why}" for s in fitted.contrasts.skipped],
             certificate=None
             if fitted.certificate is None
             else msgspec.to_builtins(fitted.certificate),
