@@ -151,7 +151,8 @@ def script(*, bad_challenger: bool) -> list[Phase]:
                 link="verdicts: the model did not return to ok",
                 over=lambda seen: seen.steady() and seen.alerts_open == 0,
                 least_s=4,
-                limit_s=150,
+                limit_s=240,
+                pool="early",  # the baseline's digits: others are a change, if a small one
             ),
         ]
     return [

@@ -36,8 +36,8 @@ MOST = 1e30
 MOST_LOG = 60.0
 WARNING_SHARE = 0.1
 """A warning from this share of an alarm's evidence on; sources that have it alone are named."""
-RESOLVE_WINDOWS = 24
-LEAST_RESOLVE_WINDOWS = 6
+RESOLVE_WINDOWS = (6, 12, 24)
+"""An alarm is over by the last so many windows, whichever tells it first."""
 RESOLVE_FLOORS = 1.5
 
 
@@ -321,26 +321,38 @@ class Detector:
         counts = np.stack([window.hits[rates], window.rows[rates]])
         return replace(
             one,
-            residuals=np.concatenate([one.residuals, residual[mine][None]])[-RESOLVE_WINDOWS:],
-            rates=np.concatenate([one.rates, counts[None]])[-RESOLVE_WINDOWS:],
+            residuals=np.concatenate([one.residuals, residual[mine][None]])[-RESOLVE_WINDOWS[-1] :],
+            rates=np.concatenate([one.rates, counts[None]])[-RESOLVE_WINDOWS[-1] :],
         )
 
     def _is_over(self, name: str, one: Muted) -> bool:
-        """Whether a source is as it was: a rule of thumb, outside the budget's proof."""
-        length = one.residuals.shape[0]
-        if length < LEAST_RESOLVE_WINDOWS:
-            return False
-        place, calibration = self.names.index(name), self.calibration
+        """Whether a source is as it was, over the last 6, 12 or 24 windows.
+
+        What alarmed must surely be near its baseline, and nothing else surely off. A rule of thumb, outside the
+        budget's proof.
+        """
+        place = self.names.index(name)
+        return any(
+            self._is_near(place, one, windows)
+            for windows in RESOLVE_WINDOWS
+            if one.residuals.shape[0] >= windows
+        )
+
+    def _is_near(self, place: int, one: Muted, windows: int) -> bool:
+        calibration, source = self.calibration, self.contrasts.sources[place]
         mine, rates = self.source == place, self.rate_source == place
-        error = 2 * self._standard_error(length)[mine]
-        off = one.residuals.mean(0)
+        error = 2 * self._standard_error(windows)[mine]
+        off = one.residuals[-windows:].mean(0)
         off = np.where(self.by_sign[mine, 1] > 0, np.abs(off), off)
-        near = off + error < RESOLVE_FLOORS * calibration.floor[mine]
-        hits, rows = one.rates.sum(0)
+        alarmed = np.array([label == one.moved.what for label in source.labels], dtype=np.bool_)
+        near = off + np.where(alarmed, error, -error) < RESOLVE_FLOORS * calibration.floor[mine]
+        hits, rows = one.rates[-windows:].sum(0)
         share = hits / np.maximum(rows, 1)
         spread = np.sqrt(share * (1 - share) * calibration.dispersion[rates] / np.maximum(rows, 1))
         least = (calibration.rate + calibration.allowance)[rates] + RATE_STEPS[0]
-        return bool(near.all() and (share + 2 * spread < least).all())
+        alarmed = np.array([rate == one.moved.what for rate in source.rates], dtype=np.bool_)
+        fine = share + np.where(alarmed, 2 * spread, -2 * spread) < least
+        return bool(near.all() and fine.all())
 
     def _standard_error(self, windows: Floats | int) -> Floats:
         """Standard error of the mean residual over so many windows, shape (K,)."""
