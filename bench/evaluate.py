@@ -73,6 +73,7 @@ class Made:
         )
         fitted = Fitted(
             cuts_id=self.cuts.cuts_id,
+            length_ms=LENGTH_MS,
             contrasts=contrasts,
             calibration=calibration,
             certificate=None,

@@ -125,6 +125,7 @@ def test_what_moves_with_many_columns_is_told_briefly():
     detector = columns.detector(columns.windows(REFERENCE, common=0.8))
     fitted = Fitted(
         cuts_id=columns.cuts.cuts_id,
+        length_ms=HOUR,
         contrasts=detector.contrasts,
         calibration=detector.calibration,
         certificate=None,

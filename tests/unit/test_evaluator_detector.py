@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 from trimtab.cli import app
@@ -21,8 +21,8 @@ from trimtab.store.detector_view import detector_view, fleet_budgets, plan_view
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
 from trimtab.store.migrate import upgrade
-from trimtab.store.models import active_cuts
-from trimtab.store.tables import detector_states, metadata
+from trimtab.store.models import active_cuts, apply_contract
+from trimtab.store.tables import detector_states, detectors, metadata
 from trimtab.testing.series import SeriesWriter
 
 SECOND = 1_000
@@ -354,6 +354,82 @@ def test_a_new_baseline_of_few_windows_inherits_what_is_usual(local):
     assert rows[-1].fitted.calibration.windows == 16
     assert world.verdict(world.next - 1).outcome is Outcome.OK
     assert open_alerts(local) == []
+
+
+def test_another_contract_over_the_same_baseline_inherits_nothing(local):
+    world = World(local)
+    world.go(REFERENCE + 2)
+    newer = contract(alarms=Alarms(false_alarms="1 per 30 days", smallest_shift=0.1))
+    apply_contract(local, newer, "", "test", world.now_ms)
+    world.go(2)
+    with local.read() as connection:
+        first, second = (row.fitted for row in detectors_of(connection, "m"))
+    assert not first.inherited
+    assert not second.inherited, "it would take its own baseline for the one before"
+    assert second.certificate is not None
+    assert second.calibration.floor.min() == pytest.approx(0.1)
+    assert world.verdict(world.next - 1).figures["detector"]["id"] == 2
+
+
+def test_a_fit_that_fails_is_told_and_stops_no_verdict(local, monkeypatch):
+    from trimtab.monitor import fits
+
+    def fails(*args, **kwargs):
+        raise ValueError("odd counts")
+
+    monkeypatch.setattr(fits, "fit_detector", fails)
+    world = World(local)
+    world.go(REFERENCE + 3)
+    last = world.verdict(REFERENCE + 2)
+    assert "could not be fitted (ValueError: odd counts)" in last.figures["detector"]["reason"]
+    assert world.evaluator.failures == {}
+
+
+def test_a_tick_waits_for_one_fit_however_many_models_want_one(local, monkeypatch):
+    waited = []
+
+    class Slow:
+        def __init__(self, store):
+            pass
+
+        def ask(self, wanted, contract, budget, wait_s):
+            waited.append((wanted.model, wait_s))
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("trimtab.monitor.evaluator.Fits", Slow)
+    names = ["a", "b", "c"]
+    worlds = [World(local, contract(name=name)) for name in names]
+    for world in worlds:
+        for _ in range(REFERENCE):
+            world.write(world.next)
+            world.next += 1
+        world.writer.passed(world.at(world.next))
+    evaluator = Evaluator(local, "two", fit_wait_s=0.25)
+    now_ms = START + 200 * SECOND
+    while evaluator.tick(now_ms):
+        pass
+    waited.clear()
+    evaluator.tick(now_ms)
+    assert waited == [("a", 0.25), ("b", 0.0), ("c", 0.0)]
+    evaluator.close()
+
+
+def test_what_another_release_stored_is_repeated(local):
+    world = World(local)
+    world.go(REFERENCE + 6)
+    early = REFERENCE + 1
+    said = world.verdict(early).figures["detector"]
+    with local.write() as connection:
+        connection.execute(update(detectors).values(body=b"another release", recipe="another"))
+    world.writer.now_ms = world.now_ms
+    world.writer.gauges(world.at(early), {"cpu_percent": [50.0]})
+    world.evaluator = Evaluator(local, "one", fit_wait_s=60.0)
+    world.close()
+    assert world.verdict(early).revision == 2
+    assert world.verdict(early).figures["detector"] == said
+    assert world.evaluator.failures == {}
 
 
 def test_a_provisional_baseline_becomes_whole_when_enough_windows_have_come(local):

@@ -48,6 +48,8 @@ class Fitted(Struct, frozen=True, kw_only=True):
     """A detector without its budget: what it looks at and what is usual, fitted on one baseline."""
 
     cuts_id: str
+    length_ms: int
+    """Of the windows that it was fitted on."""
     contrasts: Contrasts
     calibration: Calibration
     certificate: Certificate | None
@@ -110,19 +112,21 @@ def fit_detector(
     With fewer than 168 windows and an earlier detector under the same cuts, only the location is new.
     """
     count = len(windows)
-    inherit = inherit if inherit is not None and inherit.cuts_id == cuts.cuts_id else None
+    length_ms = contract.windows.length_ms
+    if inherit is not None and (inherit.cuts_id, inherit.length_ms) != (cuts.cuts_id, length_ms):
+        inherit = None  # windows of another length vary otherwise
     if count < (REFUSED_WINDOWS if inherit is None else LEAST_REBASE_WINDOWS):
         return Refused(
             f"the baseline holds {count} windows; the detector needs {REFUSED_WINDOWS}, and {FULL_WINDOWS} "
             "to see small changes"
         )
     starts = [start_ms for start_ms, _ in windows]
-    length_ms = contract.windows.length_ms
     delta = contract.alarms.smallest_shift
     if inherit is not None and count < FULL_WINDOWS:
         measured = [inherit.contrasts.measure(one, cuts) for _, one in windows]
         return Fitted(
             cuts_id=cuts.cuts_id,
+            length_ms=length_ms,
             contrasts=inherit.contrasts,
             calibration=rebased(inherit.calibration, measured, starts, delta=delta),
             certificate=None,
@@ -149,6 +153,7 @@ def fit_detector(
     )
     return Fitted(
         cuts_id=cuts.cuts_id,
+        length_ms=length_ms,
         contrasts=contrasts,
         calibration=calibration,
         certificate=certificate,

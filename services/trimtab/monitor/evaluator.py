@@ -42,7 +42,7 @@ from trimtab.monitor.window_inputs import ModelReader, has_labels_wanted
 from trimtab.records import Finding, Outcome, Reason, Verdict
 from trimtab.store import alerts, baselines
 from trimtab.store.baselines import detector_baseline_id
-from trimtab.store.detectors import add_detector, has_detector, save_states
+from trimtab.store.detectors import add_detector, find_detector, save_states
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
@@ -127,7 +127,7 @@ class Evaluator:
         self._hold_ms = round(lease_s * 1000)
         self._fleet = parse_budget(fleet)
         self._fits = Fits(store)
-        self._fit_wait_s = fit_wait_s
+        self._fit_wait_s = self._wait_s = fit_wait_s
         self._sharing = 0
         self._grown_to_ms: dict[str, int] = {}
         """Up to where a provisional baseline was last tried to be made whole."""
@@ -155,7 +155,7 @@ class Evaluator:
             with self._store.read() as connection:
                 self._quiet.look(connection)
         written = looks = 0
-        self.behind = False
+        self.behind, self._wait_s = False, self._fit_wait_s
         for model, row in self._in_turn():
             if self._quiet is not None:
                 if self._quiet.has_nothing(row, now_ms):
@@ -275,11 +275,14 @@ class Evaluator:
         budget, recipe = self._budget(contract), recipe_of(contract)
         with self._store.read() as connection:
             baseline_id = detector_baseline_id(connection, model)
-            if baseline_id is None or has_detector(connection, model, baseline_id, recipe):
+            if baseline_id is None:
+                return True
+            if find_detector(connection, model, baseline_id, recipe) is not None:
                 return True
         wanted = Wanted(model, baseline_id, recipe)
-        made = self._fits.ask(wanted, contract, budget, self._fit_wait_s)
+        made = self._fits.ask(wanted, contract, budget, self._wait_s)
         if made is None:
+            self._wait_s = 0.0  # once in a tick: a fleet that waits must not outlast the lease
             return False
         with self._store.write() as connection:
             check(connection, lease)

@@ -67,6 +67,10 @@ class Fits:
         """Return what the fit gave; None while it runs. Waits for it at most `wait_s`."""
         future = self._running.get(wanted)
         if future is None:
+            for other in [w for w in self._running if w.model == wanted.model]:
+                self._running.pop(
+                    other
+                ).cancel()  # of a baseline or contract that has been replaced
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="trimtab-fit")
             future = self._pool.submit(self._fit, wanted, contract, budget)
@@ -95,7 +99,7 @@ class Fits:
             row = baselines.baseline(connection, wanted.baseline_id)
             cuts = cuts_at(connection, wanted.model, row.cuts_id)
             windows = baselines.observed_windows(connection, wanted.baseline_id)
-            inherit = newest_detector(connection, wanted.model, row.cuts_id)
+            inherit = newest_detector(connection, wanted.model, row.cuts_id, wanted.baseline_id)
         if row.from_ms is None:
             return Refused(
                 "the baseline is a file without a time column: its rows tell nothing of how windows vary"
@@ -108,15 +112,23 @@ class Fits:
         if cuts is None:
             return Refused("the cuts of the baseline are gone")
         seed = int.from_bytes(hashlib.sha256(row.state.to_bytes()).digest()[:8], "big")
-        made = fit_detector(
-            cuts,
-            windows,
-            contract,
-            budget.windows_per_alarm(length_ms),
-            bounded=bounds_of(contract),
-            inherit=inherit,
-            seed=seed,
-        )
+        try:
+            made = fit_detector(
+                cuts,
+                windows,
+                contract,
+                budget.windows_per_alarm(length_ms),
+                bounded=bounds_of(contract),
+                inherit=inherit,
+                seed=seed,
+            )
+        except Exception as error:
+            # A model that cannot have a detector must not stop having verdicts.
+            log.exception("fit_failed", action="detector_fit_failed", model=wanted.model)
+            return Refused(
+                f"it could not be fitted ({type(error).__name__}: {str(error)[:200]}); the monitor's log says where. "
+                "A new baseline tries again"
+            )
         log.info(
             "fitted a detector",
             action="detector_fitted",

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 
 import trimtab
 from trimtab.contracts.model import Contract
+from trimtab.detect.arrays import ArraysError
 from trimtab.detect.baseline import Baseline, merge_states
 from trimtab.detect.budget import Budget
 from trimtab.detect.calibration import Season, slot_name, slots_of
@@ -83,7 +84,8 @@ class ModelReader:
         """The model's budget, for new windows."""
         self._detectors: dict[tuple[int, float], Detector] = {}
         self._cuts: dict[str, ModelCuts] = {}
-        self._seasons: dict[int, tuple[Season, dict[int, int]]] = {}
+        self._rows: dict[int, DetectorRow] = {}
+        self._seasons: dict[tuple[int, int], tuple[Season, dict[int, int]]] = {}
         """Season of a detector's features, and the slot of each window of its baseline."""
         self.states: OrderedDict[tuple[int, int], tuple[State, str]] = OrderedDict()
         """States after windows that this tick judged, with their digests, by (detector, window start)."""
@@ -111,8 +113,16 @@ class ModelReader:
         baseline_id = baselines.detector_baseline_id(connection, self.contract.name)
         if baseline_id is None:
             return True
-        self.detector = find_detector(connection, self.contract.name, baseline_id, recipe)
+        detector_id = find_detector(connection, self.contract.name, baseline_id, recipe)
+        if detector_id is not None:
+            self.detector = self._row(connection, detector_id)
         return self.detector is not None
+
+    def _row(self, connection: Connection, detector_id: int) -> DetectorRow:
+        """Return a detector, which never changes. Raises ArraysError where this release cannot read it."""
+        if detector_id not in self._rows:
+            self._rows[detector_id] = detector(connection, detector_id)
+        return self._rows[detector_id]
 
     def _gathers(self, connection: Connection, active: int | None) -> bool:
         if active is None:
@@ -260,14 +270,18 @@ class ModelReader:
         before = head.evidence.prior.get("detector")
         if before is None:
             return None, str(head.evidence.prior.get("no_detector", ""))
-        row = detector(connection, int(before["id"]))
+        found = tuple(f for f in head.findings if is_detectors(f))
+        carried = Carried(prior=before, tree=head.figures.detector or {}, findings=found)
+        try:
+            row = self._row(connection, int(before["id"]))
+        except ArraysError:  # a release before this one stored it: what it said stays
+            return carried, ""
         assert row.fitted is not None  # only such a one is named in evidence
         budget = float(before["windows_per_alarm"])
         watching = self._watching(connection, row, row.fitted, budget, start_ms)
         if before["before"] == watching.before or watching.state.start_ms is not None:
             return watching, ""
-        found = tuple(f for f in head.findings if is_detectors(f))
-        return Carried(prior=before, tree=head.figures.detector or {}, findings=found), ""
+        return carried, ""
 
     def _in_season(
         self,
@@ -280,15 +294,19 @@ class ModelReader:
         if baseline is None or baseline.id is None or watching is None:
             return baseline
         detector_id = watching.id if isinstance(watching, Watching) else int(watching.prior["id"])
-        if detector_id not in self._seasons:
-            row = detector(connection, detector_id)
+        key = (detector_id, baseline.id)
+        if key not in self._seasons:
             season: Season = "none"
-            if row.fitted is not None and row.baseline_id == baseline.id:
-                season = row.fitted.feature_season()
+            try:
+                row = self._row(connection, detector_id)
+                if row.fitted is not None and row.baseline_id == baseline.id:
+                    season = row.fitted.feature_season()
+            except ArraysError:
+                return baseline
             starts = window_starts(connection, baseline.id) if season != "none" else []
             slots = slots_of(season, starts, self.contract.windows.time_zone)
-            self._seasons = {detector_id: (season, dict(zip(starts, slots.tolist(), strict=True)))}
-        season, slots_by_start = self._seasons[detector_id]
+            self._seasons = {key: (season, dict(zip(starts, slots.tolist(), strict=True)))}
+        season, slots_by_start = self._seasons[key]
         if season == "none":
             return baseline
         slot = int(slots_of(season, [start_ms], self.contract.windows.time_zone)[0])

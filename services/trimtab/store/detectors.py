@@ -25,34 +25,20 @@ class DetectorRow(Struct, frozen=True, kw_only=True):
     created_ms: int
 
 
-def find_detector(
-    connection: Connection, model: str, baseline_id: int, recipe: str
-) -> DetectorRow | None:
-    """Return the detector of a baseline made by a recipe; None while it is not made."""
-    detector_id = connection.scalar(
+def find_detector(connection: Connection, model: str, baseline_id: int, recipe: str) -> int | None:
+    """Return the id of a baseline's detector made by a recipe, a refused one too; None while it is not made."""
+    found: int | None = connection.scalar(
         select(detectors.c.id).where(
             detectors.c.model == model,
             detectors.c.baseline_id == baseline_id,
             detectors.c.recipe == recipe,
         )
     )
-    return None if detector_id is None else detector(connection, int(detector_id))
-
-
-def has_detector(connection: Connection, model: str, baseline_id: int, recipe: str) -> bool:
-    """Whether the detector of a baseline is made, or refused."""
-    found = connection.scalar(
-        select(detectors.c.id).where(
-            detectors.c.model == model,
-            detectors.c.baseline_id == baseline_id,
-            detectors.c.recipe == recipe,
-        )
-    )
-    return found is not None
+    return found
 
 
 def detector(connection: Connection, detector_id: int) -> DetectorRow:
-    """Return one detector. Raises NotFoundError."""
+    """Return one detector. Raises NotFoundError, and ArraysError for one that another release stored."""
     row = connection.execute(select(detectors).where(detectors.c.id == detector_id)).one_or_none()
     if row is None:
         raise NotFoundError(f"There is no detector {detector_id}; its baseline may be gone.")
@@ -71,14 +57,17 @@ def _fitted(body: bytes) -> Fitted:
     return arrays.from_bytes(body, Fitted)
 
 
-def newest_detector(connection: Connection, model: str, cuts_id: str) -> Fitted | None:
-    """Return the last detector that was fitted under these cuts: a new baseline may inherit its variances."""
+def newest_detector(
+    connection: Connection, model: str, cuts_id: str, but_baseline_id: int
+) -> Fitted | None:
+    """Return the last detector fitted under these cuts on another baseline, which may inherit its variances."""
     body = connection.scalar(
         select(detectors.c.body)
         .join(baselines, baselines.c.id == detectors.c.baseline_id)
         .where(
             detectors.c.model == model,
             baselines.c.cuts_id == cuts_id,
+            detectors.c.baseline_id != but_baseline_id,
             detectors.c.body.is_not(None),
         )
         .order_by(detectors.c.id.desc())
