@@ -6,8 +6,7 @@ it is fitted.
 """
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import msgspec
 from msgspec import Struct
@@ -64,28 +63,26 @@ class Fits:
     def ask(
         self, wanted: Wanted, contract: Contract, budget: Budget, wait_s: float
     ) -> Fitted | Refused | None:
-        """Return what the fit gave; None while it runs. Waits for it at most `wait_s`."""
+        """Return what the fit gave; None while it runs. Waits for it at most `wait_s`.
+
+        Raises SQLAlchemyError where the store was away: the next call fits again.
+        """
         future = self._running.get(wanted)
         if future is None:
-            for other in [w for w in self._running if w.model == wanted.model]:
-                self._running.pop(
-                    other
-                ).cancel()  # of a baseline or contract that has been replaced
+            self._drop(wanted.model)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="trimtab-fit")
             future = self._pool.submit(self._fit, wanted, contract, budget)
             self._running[wanted] = future
-        try:
-            made = future.result(wait_s)
-        except FutureTimeout:
-            if not future.done():
-                return None
-            raise
-        except BaseException:
-            del self._running[wanted]
-            raise
+        if not wait([future], wait_s).done:
+            return None
         del self._running[wanted]
-        return made
+        return future.result()
+
+    def _drop(self, model: str) -> None:
+        """Forget fits of a baseline or contract that has been replaced."""
+        for other in [wanted for wanted in self._running if wanted.model == model]:
+            self._running.pop(other).cancel()
 
     def close(self) -> None:
         """Let go of what has not begun; what runs ends in its own time and is thrown away."""
