@@ -389,3 +389,18 @@ def test_an_empty_model_s_page_has_no_unit_without_a_figure(
     page = client.get("/models/digits", headers=bearer(store) | HTML).text
     assert "no latencies yet" in page
     assert "– ms" not in page
+
+
+def test_a_models_detector_says_its_budget_or_why_there_is_none(
+    client: TestClient[Litestar], store: Store
+) -> None:
+    example.fill(store, NOW_MS, windows=30)
+    answer = client.get("/v1/models/digits/detector", headers=bearer(store, Role.VIEWER))
+    assert answer.status_code == 200
+    told = answer.json()
+    assert told["false_alarms_per_30_days"] == 1
+    assert told["budget"] == "1 per 30 days, one of 4 shares of the fleet's 4 per 30 days"
+    assert told["fitted"] is False
+    assert told["reason"]
+    unknown = client.get("/v1/models/nobody/detector", headers=bearer(store, Role.VIEWER))
+    assert unknown.status_code == 404
