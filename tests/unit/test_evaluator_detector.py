@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from hourly_world import HOUR, START, HourlyWorld
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
@@ -23,11 +24,7 @@ from trimtab.store.engine import Store, open_store
 from trimtab.store.migrate import upgrade
 from trimtab.store.models import active_cuts, apply_contract
 from trimtab.store.tables import detector_states, detectors, metadata
-from trimtab.testing.series import SeriesWriter
 
-SECOND = 1_000
-HOUR = 3_600 * SECOND
-START = 1_700_006_400_000
 REFERENCE = 60
 ROWS = 300
 
@@ -44,13 +41,11 @@ def contract(**changes) -> Contract:
     return Contract(**{**given, **changes})
 
 
-class World:
-    """A model with hourly windows, written in order."""
+class World(HourlyWorld):
+    """Numbers `x` and `y` and a category `c`; `shift` moves `x`."""
 
     def __init__(self, store: Store, made: Contract | None = None, **options) -> None:
-        self.store, self.now_ms = store, START
-        self.contract = made or contract()
-        self.writer = SeriesWriter(store, self.contract, START)
+        super().__init__(store, made or contract(), **options)
         self.rng = np.random.default_rng(5)
         self.writer.fit_cuts(
             {
@@ -60,11 +55,6 @@ class World:
             },
             ["a", "b"],
         )
-        self.evaluator = Evaluator(store, "one", **{"fit_wait_s": 60.0, **options})
-        self.next = 0
-
-    def at(self, number: int) -> int:
-        return START + number * HOUR
 
     def write(self, number: int, shift: float = 0.0, rows: int = ROWS, missing: float = 0.0):
         x = self.rng.normal(size=rows) + shift
@@ -79,23 +69,6 @@ class World:
             },
             prediction=self.rng.choice(["a", "b"], rows).tolist(),
         )
-
-    def go(self, windows: int, **how) -> None:
-        """Write windows, close them and judge them."""
-        for _ in range(windows):
-            self.write(self.next, **how)
-            self.next += 1
-        self.close()
-
-    def close(self) -> None:
-        self.writer.now_ms = self.now_ms
-        self.writer.passed(self.at(self.next))
-        self.now_ms += 120 * SECOND
-        while self.evaluator.tick(self.now_ms):
-            pass
-
-    def verdict(self, number: int):
-        return verdicts.verdict_history(self.store, "m", self.at(number))[-1].verdict
 
     def states(self) -> list[int]:
         """Numbers of the windows whose states are kept."""
@@ -407,7 +380,7 @@ def test_a_tick_waits_for_one_fit_however_many_models_want_one(local, monkeypatc
             world.next += 1
         world.writer.passed(world.at(world.next))
     evaluator = Evaluator(local, "two", fit_wait_s=0.25)
-    now_ms = START + 200 * SECOND
+    now_ms = START + 200 * 1_000
     while evaluator.tick(now_ms):
         pass
     waited.clear()

@@ -6,24 +6,21 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from hourly_world import HOUR, START, HourlyWorld
 from litestar.testing import TestClient
 from sqlalchemy import delete
 
 from trimtab.api.app import create_app
 from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
 from trimtab.detect.verdict import joint_of
-from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import Kind, Outcome, Role
 from trimtab.settings import load
-from trimtab.store import alerts, baselines, keys, verdicts
+from trimtab.store import alerts, baselines, keys
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
 from trimtab.store.tables import metadata, row_samples
-from trimtab.testing.series import SeriesWriter
 
-HOUR = 3_600_000
-START = 1_700_006_400_000
 REFERENCE = 60
 ROWS = 300
 
@@ -40,27 +37,19 @@ def contract(**changes) -> Contract:
     return Contract(**{**given, **changes})
 
 
-class World:
-    """Hourly windows; `income` and `age` go together as `relation` says, `debts` with neither."""
+class World(HourlyWorld):
+    """`income` and `age` go together as `relation` says, `debts` with neither."""
 
     def __init__(self, store: Store, *, sampled: bool = True) -> None:
-        self.store, self.now_ms, self.sampled = store, START, sampled
+        super().__init__(store, contract())
+        self.sampled = sampled
         self.rng = np.random.default_rng(4)
-        self.writer = SeriesWriter(store, contract(), START)
         self.writer.fit_cuts(self.columns(4_000, 0.0))
-        self.evaluator = Evaluator(store, "one", fit_wait_s=60.0)
-        self.next = 0
 
     def columns(self, rows: int, relation: float) -> dict[str, list[float]]:
         income, other, debts = self.rng.normal(size=(3, rows))
         age = relation * income + np.sqrt(1 - relation**2) * other
         return {"income": income.tolist(), "age": age.tolist(), "debts": debts.tolist()}
-
-    def go(self, windows: int, relation: float = 0.0) -> None:
-        for _ in range(windows):
-            self.write(self.next, relation)
-            self.next += 1
-        self.close()
 
     def write(self, number: int, relation: float = 0.0) -> None:
         self.writer.now_ms = self.now_ms
@@ -68,23 +57,6 @@ class World:
         if self.sampled:
             self.writer.sample(self.at(number), columns)
         self.writer.rows(self.at(number), columns)
-
-    def close(self) -> None:
-        self.writer.now_ms = self.now_ms
-        self.writer.passed(self.at(self.next))
-        self.now_ms += 120_000
-        while self.evaluator.tick(self.now_ms):
-            pass
-        assert self.evaluator.failures == {}
-
-    def at(self, number: int) -> int:
-        return START + number * HOUR
-
-    def rows_of(self, number: int):
-        return verdicts.verdict_history(self.store, "m", self.at(number))
-
-    def verdict(self, number: int):
-        return self.rows_of(number)[-1].verdict
 
 
 @pytest.fixture
