@@ -161,7 +161,13 @@ def save_states(
     Of each detector the last state before `keep_from_ms` stays: windows from then on replay from it.
     """
     c = detector_states.c
+    first_ms: dict[int, int] = {}  # of a backlog most states would go again at once
+    for detector_id, start_ms in states:
+        if start_ms <= keep_from_ms:
+            first_ms[detector_id] = max(start_ms, first_ms.get(detector_id, start_ms))
     for (detector_id, start_ms), (state, digest) in sorted(states.items(), key=lambda kv: kv[0]):
+        if start_ms < first_ms.get(detector_id, start_ms):
+            continue
         body = arrays.to_bytes(state)
         connection.execute(
             insert_for(connection, detector_states)
