@@ -55,7 +55,9 @@ class World:
         model = rng.choice(MODELS[: rng.choice((1, 2, 3))])
         writer = self.writers[model]
         writer.now_ms = self.now_ms
-        act = rng.choice(("rows",) * 3 + ("labels", "gauges", "pass", "read", "quiet", "apply"))
+        act = rng.choice(
+            ("rows",) * 3 + ("labels", "gauges", "pass", "read", "quiet", "apply", "lose")
+        )
         pane_ms = (self.now_ms - rng.choice((0, 0, 0, 4_000, 30_000))) // SECOND * SECOND
         partition = rng.choice((0, 0, 1))
         if act == "rows":
@@ -71,6 +73,11 @@ class World:
             writer.passed(self.now_ms, partition)
         elif act == "read":
             self.owned(lagging=rng.random() < 0.3)
+        elif act == "lose":
+            if rng.random() < 0.5:
+                writer.loses(3, partition)
+            else:
+                writer.reads_on(pane_ms, partition)
         elif act == "apply" and rng.random() < 0.2:
             idle = f"{rng.randint(2, 9)}s"
             windows = msgspec.structs.replace(writer.contract.windows, idle=idle)

@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.events.types import ResourceSample
 from trimtab.monitor import evaluator as evaluator_module
 from trimtab.monitor.evaluator import Evaluator
+from trimtab.monitor.verify import verify_verdict
 from trimtab.monitor.partition import gauges_of
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Outcome, Reason
@@ -255,6 +256,28 @@ def test_a_late_row_makes_a_revision_that_says_what_changed(local):
     ]
     assert newest.changed == "+7 rows"
     assert newest.figures["rows"] == 207
+
+
+def test_what_is_lost_revises_windows_that_were_judged_and_again_when_it_is_known_how_much(store):
+    """A loss may reach any window since what was sealed; the first row after it tells how far it did."""
+    world = World(store, contract())
+    world.calm(3)
+    world.writer.now_ms = START + 3 * LENGTH
+    world.writer.loses(5)
+    world.tick()
+    lost = [(n, "cannot_tell", "lost_messages") for n in range(3)]
+    assert world.outcomes() == lost
+    assert [one.confirmed for one in verified(store)] == [True] * 3
+    world.writer.reads_on(START + LENGTH + 1)
+    world.tick(LENGTH / SECOND)
+    assert world.outcomes()[:2] == lost[:2]
+    assert world.outcomes()[2][1] != "cannot_tell"
+    assert [one.confirmed for one in verified(store)] == [True] * 3
+
+
+def verified(store: Store) -> list:
+    rows = verdicts.verdicts_between(store, "m", 0, START * 2)
+    return [verify_verdict(store, row.id) for row in rows]
 
 
 def test_a_late_row_after_new_cuts_takes_no_row_from_its_window(local):

@@ -288,9 +288,11 @@ class OwnedPartition:
                 ),
                 now_ms,
             )
-            ledger.add_loss(connection, pid, self.next_offset, beginning, self.record_ms, now_ms)
+            ledger.add_loss(
+                connection, pid, self.next_offset, beginning, self.record_ms, now_ms, self.flush_seq
+            )
             sealed_ms = {m: s.sealed_ms for m, s in self.models.items() if s.newest_ms > NEVER_MS}
-            ledger.add_loss_ranges(connection, pid, self.next_offset, sealed_ms)
+            ledger.add_loss_ranges(connection, pid, self.next_offset, sealed_ms, self.flush_seq)
         self.next_offset = beginning
         self.has_losses = True
         self.lossy |= sealed_ms.keys()
@@ -618,10 +620,11 @@ class OwnedPartition:
         self._hold(connection, flush, views, now_ms)
         ledger.add_classes(connection, pid, flush.classes)
         if self.has_losses and flush.first_record_ms is not None:
-            ledger.close_losses(connection, pid, flush.first_record_ms)
+            ledger.close_losses(connection, pid, flush.first_record_ms, self.flush_seq)
             self.has_losses = False
         if closed := flush.touched_models & self.lossy:
-            ledger.close_loss_ranges(connection, pid, {m: self.models[m].newest_ms for m in closed})
+            newest_ms = {m: self.models[m].newest_ms for m in closed}
+            ledger.close_loss_ranges(connection, pid, newest_ms, self.flush_seq)
             self.lossy -= closed
         self.held = (self.held - flush.released) | flush.held.keys()
 

@@ -1,7 +1,7 @@
 """Which models have nothing to judge, found without asking the store for each.
 
 Whether a model has something to judge follows from its contract, its flushes (of rows, and of gauges of windows
-that were judged), its joins, its watermark, and the clock: of a live model that is silent, and of revisions that
+that were judged), what was lost, its joins, its watermark, and the clock: of a live model that is silent, and of revisions that
 wait for their time. A model that was looked at and had nothing to judge has nothing
 until one of these is another than then. All but the clock is read here for every model at once: what has
 moved since the last look, and the partitions. Times are milliseconds since the epoch.
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from trimtab.contracts.model import Contract, Windows
 from trimtab.store.joiners import joiner_positions
+from trimtab.store.ledger import has_losses_since
 from trimtab.store.models import ContractRow
 from trimtab.store.resources import gauges_since
 from trimtab.store.watermarks import (
@@ -105,6 +106,8 @@ class Quiet:
             for model, row in marks_since(connection, partition_id, seen):
                 self._rows.setdefault(model, {})[partition_id] = row
                 self._found.pop(model, None)
+            if has_losses_since(connection, partition_id, seen):
+                self._found.clear()
             if self._found:
                 for model, start_ms in gauges_since(connection, partition_id, seen):
                     found = self._found.get(model)

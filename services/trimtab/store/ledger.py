@@ -6,9 +6,10 @@ Kafka's; times are milliseconds since the epoch, UTC.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Table, and_, func, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from trimtab.errors import ConflictError
@@ -230,6 +231,7 @@ def add_loss(
     to_offset: int,
     from_ms: int | None,
     now_ms: int,
+    flush_seq: int,
 ) -> None:
     """Record lost offsets [from, to); `from_ms` is the Kafka timestamp of the last record before."""
     connection.execute(
@@ -241,26 +243,37 @@ def add_loss(
             from_ms=from_ms,
             to_ms=None,
             found_ms=now_ms,
+            flush_seq=flush_seq,
         )
         .on_conflict_do_nothing()
     )
 
 
-def close_losses(connection: Connection, partition_id: int, record_ms: int) -> None:
+def close_losses(connection: Connection, partition_id: int, record_ms: int, flush_seq: int) -> None:
     """Bound the open losses of a partition by the Kafka timestamp of the first record after them."""
     connection.execute(
         update(losses)
         .where(losses.c.partition_id == partition_id, losses.c.to_ms.is_(None))
-        .values(to_ms=record_ms)
+        .values(to_ms=record_ms, flush_seq=flush_seq)
     )
 
 
 def add_loss_ranges(
-    connection: Connection, partition_id: int, from_offset: int, sealed_ms: Mapping[str, int]
+    connection: Connection,
+    partition_id: int,
+    from_offset: int,
+    sealed_ms: Mapping[str, int],
+    flush_seq: int,
 ) -> None:
     """Keep from which event time on rows of each model may have been lost: from what it had sealed there."""
     values = [
-        {"partition_id": partition_id, "from_offset": from_offset, "model": model, "from_ms": ms}
+        {
+            "partition_id": partition_id,
+            "from_offset": from_offset,
+            "model": model,
+            "from_ms": ms,
+            "flush_seq": flush_seq,
+        }
         for model, ms in sorted(sealed_ms.items())
     ]
     if values:
@@ -278,7 +291,7 @@ def models_with_open_losses(connection: Connection, partition_id: int) -> set[st
 
 
 def close_loss_ranges(
-    connection: Connection, partition_id: int, newest_ms: Mapping[str, int]
+    connection: Connection, partition_id: int, newest_ms: Mapping[str, int], flush_seq: int
 ) -> None:
     """Bound what was lost of these models by the newest event time that the next rows of them have brought."""
     for model, to_ms in sorted(newest_ms.items()):
@@ -289,7 +302,7 @@ def close_loss_ranges(
                 loss_ranges.c.model == model,
                 loss_ranges.c.to_ms.is_(None),
             )
-            .values(to_ms=to_ms)
+            .values(to_ms=to_ms, flush_seq=flush_seq)
         )
 
 
@@ -297,9 +310,13 @@ def lost_between(connection: Connection, model: str, from_ms: int, to_ms: int) -
     """Return the offsets lost whose records may be rows of the model in [from_ms, to_ms).
 
     By their Kafka timestamps, which those of live traffic are near to; and by the event times that the
-    model had in that partition before and after, which tell of a replay of the past.
+    model had in that partition before and after, which tell of a replay of the past. Where no row of it has
+    come since, by when the loss was found: of a model that left the partition, later windows lost nothing.
     """
     ranges = loss_ranges.c
+    in_kafka_time = (losses.c.from_ms.is_(None) | (losses.c.from_ms < to_ms)) & (
+        _kafka_to_ms() >= from_ms
+    )
     of_model = (
         select(ranges.model)
         .where(
@@ -307,12 +324,9 @@ def lost_between(connection: Connection, model: str, from_ms: int, to_ms: int) -
             ranges.from_offset == losses.c.from_offset,
             ranges.model == model,
             ranges.from_ms < to_ms,
-            ranges.to_ms.is_(None) | (ranges.to_ms >= from_ms),
+            func.coalesce(ranges.to_ms, losses.c.found_ms) >= from_ms,
         )
         .exists()
-    )
-    in_kafka_time = (losses.c.from_ms.is_(None) | (losses.c.from_ms < to_ms)) & (
-        func.coalesce(losses.c.to_ms, losses.c.found_ms) >= from_ms
     )
     row = connection.execute(
         select(func.coalesce(func.sum(losses.c.to_offset - losses.c.from_offset), 0))
@@ -320,6 +334,60 @@ def lost_between(connection: Connection, model: str, from_ms: int, to_ms: int) -
         .where(partitions.c.consumer == "monitor", in_kafka_time | of_model)
     ).scalar_one()
     return int(row)
+
+
+def _kafka_to_ms() -> ColumnElement[int]:
+    return func.coalesce(losses.c.to_ms, losses.c.found_ms)
+
+
+class LossSpan(NamedTuple):
+    """Event times of a model that a new or newly bounded loss may concern, or may have concerned before."""
+
+    partition_id: int
+    flush_seq: int
+    from_ms: int
+    to_ms: int
+
+
+def losses_since(connection: Connection, model: str, seen: Mapping[str, int]) -> list[LossSpan]:
+    """Return what losses have come, or were bounded, after the positions `seen` (partition id to flush).
+
+    A loss reaches up to when it was found, until the first record after it tells how far.
+    """
+    spans = []
+    for table in (losses, loss_ranges):
+        c = table.c
+        query = select(c.partition_id, c.flush_seq, c.from_ms, c.to_ms, losses.c.found_ms).where(
+            _later(table, seen)
+        )
+        if table is loss_ranges:
+            query = query.join(losses).where(c.model == model)
+        for row in connection.execute(query):
+            to_ms = row.found_ms if row.to_ms is None else max(row.found_ms, row.to_ms)
+            spans.append(LossSpan(row.partition_id, row.flush_seq, row.from_ms or 0, to_ms))
+    return spans
+
+
+def _later(table: Table, seen: Mapping[str, int]) -> ColumnElement[bool]:
+    """Rows that a flush after these positions has changed; of partitions that are not named, all."""
+    c = table.c
+    return or_(
+        c.partition_id.not_in([int(key) for key in seen]),
+        *(and_(c.partition_id == int(key), c.flush_seq > seq) for key, seq in seen.items()),
+    )
+
+
+def has_losses_since(connection: Connection, partition_id: int, flush_seq: int) -> bool:
+    """Whether a later flush of a partition has found or bounded a loss."""
+    return any(
+        connection.scalar(
+            select(table.c.partition_id)
+            .where(table.c.partition_id == partition_id, table.c.flush_seq > flush_seq)
+            .limit(1)
+        )
+        is not None
+        for table in (losses, loss_ranges)
+    )
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ losses = Table(  # offsets that the log had dropped unread, and when their recor
     Column("from_ms", Ms),  # Kafka timestamp of the last record before; null: unknown
     Column("to_ms", Ms),  # of the first record after; null: none has come
     Column("found_ms", Ms, nullable=False),
+    Column("flush_seq", BigInteger, nullable=False),  # the last flush that changed this row
 )
 
 loss_ranges = Table(  # event times of a model that what was lost may have had
@@ -213,6 +214,7 @@ loss_ranges = Table(  # event times of a model that what was lost may have had
     Column("model", String(200), primary_key=True),
     Column("from_ms", Ms, nullable=False),  # what was sealed there before
     Column("to_ms", Ms),  # newest event time after the next rows of it; null: none has come
+    Column("flush_seq", BigInteger, nullable=False),  # the last flush that changed this row
     ForeignKeyConstraint(
         ["partition_id", "from_offset"], ["losses.partition_id", "losses.from_offset"]
     ),

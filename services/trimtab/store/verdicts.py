@@ -11,6 +11,7 @@ from trimtab.errors import NotFoundError
 from trimtab.records import Evidence, Finding, Reason, Verdict
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
+from trimtab.store.ledger import LossSpan, losses_since
 from trimtab.store.tables import (
     evaluations,
     panes,
@@ -238,10 +239,11 @@ class Touched(Struct, frozen=True):
 
     pane_starts_ms: frozenset[int]
     positions: dict[str, int]
+    lost: tuple[LossSpan, ...] = ()
 
 
 def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -> Touched:
-    """Return the panes whose counts or gauges were flushed after the positions `seen` (partition id to flush)."""
+    """Return what was flushed, or found lost, after the positions `seen` (partition id to flush)."""
     found: set[int] = set()
     positions = dict(seen)
     for table, last_flushes in (
@@ -264,7 +266,11 @@ def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -
             for start_ms, flush_seq in rows:
                 found.add(start_ms)
                 positions[key] = max(positions.get(key, -1), flush_seq)
-    return Touched(frozenset(found), positions)
+    lost = losses_since(connection, model, seen)
+    for span in lost:
+        key = str(span.partition_id)
+        positions[key] = max(positions.get(key, -1), span.flush_seq)
+    return Touched(frozenset(found), positions, tuple(lost))
 
 
 def _last_flushes_of_rows(model: str) -> Select[Any]:
@@ -320,6 +326,22 @@ def last_window(connection: Connection, model: str, before_ms: int) -> tuple[int
         .limit(1)
     ).one_or_none()
     return None if found is None else (found.window_start_ms, found.window_end_ms)
+
+
+def windows_within(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[int]:
+    """Return the starts of judged windows that have a part in [from_ms, to_ms], oldest first."""
+    return list(
+        connection.scalars(
+            select(verdicts.c.window_start_ms)
+            .where(
+                verdicts.c.model == model,
+                verdicts.c.latest,
+                verdicts.c.window_end_ms > from_ms,
+                verdicts.c.window_start_ms <= to_ms,
+            )
+            .order_by(verdicts.c.window_start_ms)
+        )
+    )
 
 
 def windows_ending(connection: Connection, model: str, after_ms: int, to_ms: int) -> list[int]:

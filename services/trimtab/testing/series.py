@@ -20,12 +20,19 @@ from trimtab.stats.scorebins import score_bins
 from trimtab.store.baselines import build_cuts
 from trimtab.store.engine import Store
 from trimtab.store.joiners import claim_joiner
-from trimtab.store.ledger import ClassKey, add_classes
+from trimtab.store.ledger import (
+    ClassKey,
+    add_classes,
+    add_loss,
+    add_loss_ranges,
+    close_loss_ranges,
+    close_losses,
+)
 from trimtab.store.models import apply_contract, save_cuts
 from trimtab.store.panes import PaneKey, PaneRow, generations, write_panes
 from trimtab.store.resources import write_resources
 from trimtab.store.samples import HOUR_MS, SampleRow, partition_samples, write_sample
-from trimtab.store.tables import joiners, partitions, performance, watermarks
+from trimtab.store.tables import joiners, losses, partitions, performance, watermarks
 from trimtab.store.watermarks import WatermarkRow, write_watermarks
 from trimtab.windows.ids import id_hashes
 from trimtab.windows.panes import start_of
@@ -150,6 +157,31 @@ class SeriesWriter:
             partition_id, seq = self._flush(connection, partition, 0)
             newest_ms = time_ms + self.contract.windows.out_of_order_ms
             self._watermark(connection, partition_id, seq, newest_ms)
+
+    def loses(self, messages: int, partition: int = 0) -> None:
+        """Lose messages whose rows may be of any time since what was sealed, as the log drops them unread."""
+        with self.store.write() as connection:
+            partition_id, seq = self._flush(connection, partition, 0)
+            last = select(func.coalesce(func.max(losses.c.to_offset), 0))
+            first = int(connection.scalar(last.where(losses.c.partition_id == partition_id)) or 0)
+            now_ms, after = self.now_ms, first + messages
+            add_loss(connection, partition_id, first, after, now_ms, now_ms, seq)
+            sealed_ms = connection.scalar(
+                select(watermarks.c.sealed_ms).where(
+                    watermarks.c.partition_id == partition_id,
+                    watermarks.c.model == self.contract.name,
+                )
+            )
+            if sealed_ms is not None:
+                sealed = {self.contract.name: int(sealed_ms)}
+                add_loss_ranges(connection, partition_id, first, sealed, seq)
+
+    def reads_on(self, newest_ms: int, partition: int = 0) -> None:
+        """Bound what was lost: the next row of the model is of `newest_ms`, and is written elsewhere."""
+        with self.store.write() as connection:
+            partition_id, seq = self._flush(connection, partition, 0)
+            close_losses(connection, partition_id, self.now_ms, seq)
+            close_loss_ranges(connection, partition_id, {self.contract.name: newest_ms}, seq)
 
     def seal(self, time_ms: int) -> None:
         """Seal the panes that end at or before `time_ms`, as their owners do; later rows begin anew."""

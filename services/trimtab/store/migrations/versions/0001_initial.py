@@ -762,6 +762,7 @@ def upgrade() -> None:
         sa.Column("from_ms", sa.BigInteger(), nullable=True),
         sa.Column("to_ms", sa.BigInteger(), nullable=True),
         sa.Column("found_ms", sa.BigInteger(), nullable=False),
+        sa.Column("flush_seq", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["partition_id"], ["partitions.id"], name=op.f("fk_losses_partition_id")
         ),
@@ -862,6 +863,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(length=200), nullable=False),
         sa.Column("from_ms", sa.BigInteger(), nullable=False),
         sa.Column("to_ms", sa.BigInteger(), nullable=True),
+        sa.Column("flush_seq", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
             ["partition_id", "from_offset"],
             ["losses.partition_id", "losses.from_offset"],
