@@ -258,6 +258,22 @@ def test_a_late_row_makes_a_revision_that_says_what_changed(local):
     assert newest.figures["rows"] == 207
 
 
+def test_labels_that_are_taken_back_give_the_verdict_of_before_again(store):
+    """The evidence is what it was two revisions ago: the latest verdict must rest on it, not on what is no more."""
+    world = World(store, contract())
+    world.calm(4)
+    world.tick()  # the first three were the baseline
+    for right, wrong in ((100, 100), (190, 10)):
+        world.label(3, right, wrong)
+        world.tick(LENGTH / SECOND)
+    history = [row.verdict for row in verdicts.verdict_history(store, "m", START + 3 * LENGTH)]
+    assert [one.revision for one in history] == [1, 2, 3]
+    digests = [one.evidence.input_digest for one in history]
+    assert digests[0] == digests[2] != digests[1]
+    assert history[0].findings == history[2].findings
+    assert all(one.confirmed for one in verified(store))
+
+
 def test_what_is_lost_revises_windows_that_were_judged_and_again_when_it_is_known_how_much(store):
     """A loss may reach any window since what was sealed; the first row after it tells how far it did."""
     world = World(store, contract())
