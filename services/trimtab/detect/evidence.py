@@ -231,7 +231,8 @@ class Detector:
         calibration = self.calibration
         muted = np.array([name in state.muted for name in self.names], dtype=np.bool_)
         read = calibration.readable(window.n, start_ms)
-        residual = np.where(read, window.x - calibration.mu[calibration.slot(start_ms)], 0)
+        x = calibration.straightened(window.x)
+        residual = np.where(read, x - calibration.mu[calibration.slot(start_ms)], 0)
         state = self._counted(state, window, residual, read, start_ms, muted)
         by_contrast = (self.by_sign * state.contrasts.m.mean(2)).sum(1) * ~muted[self.source]
         by_rate = self.rate_weights * state.rates.m.mean(1) * ~muted[self.rate_source]
@@ -285,6 +286,7 @@ class Detector:
         variance = calibration.variance(np.where(read, window.n, 1)) * np.where(
             paired, calibration.innovation, calibration.marginal
         )
+        variance = variance * calibration.spread_at(start_ms)
         log = log_ratios(calibration, e, d, variance, self.cap)
         counts = (read & ~muted[self.source])[:, None, None]
         contrasts = state.contrasts.after(log, residual[:, None, None], counts)
