@@ -23,10 +23,11 @@ from scipy.special import ndtr
 
 from trimtab.detect.calibration import RATE_ALLOWANCE
 from trimtab.detect.certificate import expected_delay
-from trimtab.detect.drift import kind_of, sd_equivalents
+from trimtab.detect.drift import kind_of
 from trimtab.detect.evidence import Detector, rate_log_ratios
 from trimtab.detect.orthonormal import Floats
 from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved, shifted
+from trimtab.detect.words import sd_equivalents
 from trimtab.records import Kind
 
 Unit = Literal["sd", "points", "fall"]
@@ -86,7 +87,7 @@ class Support(Struct, frozen=True, kw_only=True):
 
 
 def theta_of_sd(shift: float) -> float:
-    """Return the mean of the location after a shift in standard deviations; `drift.sd_equivalents` inverts it."""
+    """Return the mean of the location after a shift in standard deviations; `words.sd_equivalents` inverts it."""
     return math.sqrt(12) * (float(ndtr(shift / math.sqrt(2))) - 0.5)
 
 
