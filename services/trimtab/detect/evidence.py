@@ -304,17 +304,23 @@ class Detector:
         total = float(by_source.sum())
         ranked = np.argsort(-by_source, kind="stable")[:MOST_RANKED].tolist()
         return tuple(
-            Ranked(self.names[at], self._main(at, by_contrast, by_rate), float(by_source[at]) / total)
+            Ranked(
+                self.names[at], self._main(at, by_contrast, by_rate), float(by_source[at]) / total
+            )
             for at in ranked
             if by_source[at] > 0
         )
 
     def _main(self, place: int, by_contrast: Floats, by_rate: Floats) -> str:
         """The contrast or rate of a source with most evidence."""
-        mine, rates = np.flatnonzero(self.source == place), np.flatnonzero(self.rate_source == place)
+        mine, rates = (
+            np.flatnonzero(self.source == place),
+            np.flatnonzero(self.rate_source == place),
+        )
         if by_contrast[mine].max(initial=-1) >= by_rate[rates].max(initial=-1):
-            return self.contrasts.contrast_names[mine[int(by_contrast[mine].argmax())]][1]
-        return self.contrasts.rate_names[rates[int(by_rate[rates].argmax())]][1]
+            at = int(mine[int(by_contrast[mine].argmax())])
+            return self.contrasts.contrast_names[at][1]
+        return self.contrasts.rate_names[int(rates[int(by_rate[rates].argmax())])][1]
 
     def _segment_shares(self, by_source: Floats) -> tuple[SegmentShare, ...]:
         total, inside = float(by_source.sum()), self.in_segment >= 0
