@@ -17,6 +17,9 @@ from trimtab.store.feature_view import NAME_MAX, FeatureView, feature_view, summ
 FLOORS_SHOWN = 10
 PLOT_WIDTH, PLOT_HEIGHT = 640, 150
 """Of the bars, in units of the drawing; it is as wide as its place."""
+LABELLED_BARS = 8
+CHAR_WIDTH = 11
+"""Of a label's letters, about."""
 _UNITS = {"sd": "sd", "points": "% of rows", "fall": "% fewer rows"}
 _LIMITS = {
     "contract": "the contract",
@@ -59,6 +62,26 @@ def drawn(found: list[Bar]) -> list[DrawnBar]:
     ]
 
 
+def bar_labels(found: list[DrawnBar]) -> list[tuple[str, float, str]]:
+    """(text, x, anchor) of what stands under the bars: each, where they are few, else the first and the last."""
+    if not found:
+        return []
+    if len(found) <= LABELLED_BARS:
+        room = max(3, PLOT_WIDTH // len(found) // CHAR_WIDTH)
+        return [
+            (_short(bar.label, room), round(bar.x + bar.width / 2, 2), "middle") for bar in found
+        ]
+    room = PLOT_WIDTH // 2 // CHAR_WIDTH
+    return [
+        (_short(found[0].label, room), 0.0, "start"),
+        (_short(found[-1].label, room), float(PLOT_WIDTH), "end"),
+    ]
+
+
+def _short(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
 def _floors(view: FeatureView) -> list[tuple[str, str, str]]:
     """(figure, smallest change, what sets it) in words."""
     return [
@@ -77,13 +100,15 @@ def _context(state: State, request: Asked, model: str, name: str) -> dict[str, A
     status = overview.model_status(state.store, model)
     view = feature_view(state.store, model, name, state.settings.alarms.false_alarms)
     floors = _floors(view)
+    bars = drawn(view.bars)
     return {
         "key": request.user,
         "status": status,
         "view": view,
         "now": view.figures,
         "was": summary_tree(view.baseline),
-        "drawn": drawn(view.bars),
+        "drawn": bars,
+        "bar_labels": bar_labels(bars),
         "plot": (PLOT_WIDTH, PLOT_HEIGHT),
         "floors": floors[:FLOORS_SHOWN],
         "more_floors": max(0, len(floors) - FLOORS_SHOWN),

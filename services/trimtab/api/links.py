@@ -14,9 +14,12 @@ _DOTS = (".", "..")
 
 
 def feature_path(model: str, name: str) -> str:
-    """Return the address of a feature's page. A name that no path can hold goes into the query."""
+    """Return the address of a feature's page. A name that no path can hold goes into the query.
+
+    With a `%` it would be decoded twice on its way.
+    """
     base = f"/models/{quote(model, safe='')}/features"
-    if not name or "/" in name or name in _DOTS:
+    if not name or "/" in name or "%" in name or name in _DOTS:
         return f"{base}?name={quote(name, safe='')}"
     return f"{base}/{quote(name, safe='')}"
 

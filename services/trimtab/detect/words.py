@@ -19,7 +19,13 @@ _PARTS = ("", "", "half", "third", "quarter", "fifth", "sixth", "seventh", "eigh
 _ORDINALS = ("", "lowest", "second", "third", "fourth", "fifth", "sixth", "seventh")
 _EVEN_PART = 0.02
 """A part whose share is farther from 1/parts than this is no eighth: many rows have one value."""
-_PLAIN = {"location": "level", "spread": "spread", "skew": "lopsidedness", "tails": "tails"}
+_PLAIN = {
+    "location": "level",
+    "spread": "spread",
+    "skew": "lopsidedness",
+    "tails": "tails",
+    "request": "abnormal requests",
+}
 
 
 def label_words(what: str) -> str:

@@ -78,9 +78,9 @@ def fill(store: Store, now_ms: int, windows: int = 120) -> int:
     for number in range(windows):
         start = first + number * WINDOW_MS
         harm = 0.0 if number < onset or number >= promoted else min(1.0, (number - onset) / 20)
-        accuracy = {"1": 0.97 - 0.3 * harm + chance.gauss(0, 0.012)}
+        accuracy = {"1": min(1.0, 0.97 - 0.3 * harm + chance.gauss(0, 0.012))}
         if number >= canary:
-            accuracy["2"] = 0.94 + chance.gauss(0, 0.012)
+            accuracy["2"] = min(1.0, 0.94 + chance.gauss(0, 0.012))
         judged = "2" if number >= promoted else "1"
         breached = breached + 1 if accuracy[judged] < 0.9 else 0
         verdict = _verdict(start, harm, accuracy, judged, breached, chance)
@@ -205,8 +205,9 @@ def _figures(
                         "value": value,
                         "n": 200,
                         "low": value - 0.04,
-                        "high": value + 0.03,
-                    }
+                        "high": min(1.0, value + 0.03),
+                    },
+                    "macro_f1": {"value": value - 0.02},
                 },
             }
             for version, value in accuracy.items()
@@ -233,13 +234,13 @@ def _estimated(harm: float, accuracy: float, chance: random.Random) -> dict[str,
     elif harm > 0.1:
         status = "extrapolating"
         reason = "9 % of the rows have scores that hardly any labelled row of the reference had"
-    value = accuracy + 0.2 * harm + chance.gauss(0, 0.008)
+    value = min(1.0, accuracy + 0.2 * harm + chance.gauss(0, 0.008))
     return {
         "figures": {
             "accuracy": {
                 "value": value,
                 "low": value - 1.96 * 0.014,
-                "high": value + 1.96 * 0.014,
+                "high": min(1.0, value + 1.96 * 0.014),
                 "se": 0.014,
             }
         },

@@ -192,8 +192,8 @@
     logOf,
     lines: (columns, rename = (name) => name) =>
       Object.entries(columns).filter(([, values]) => values.some((v) => v != null)).map(([name, values]) => ({ label: rename(name), values })),
-    level: (value, label) => (value == null ? [] : [{ label: `${label} ${short(value)}`, values: latest.t.map(() => value), dash: true }]),
-    threshold: (figure) => tools.level(latest.thresholds[figure], "limit"),
+    level: (value, label) => (value == null ? [] : [{ label, values: latest.t.map(() => value), dash: true }]),
+    threshold: (figure) => tools.level(latest.thresholds[figure], `limit ${short(latest.thresholds[figure])}`),
   };
 
   /* Sentences under a chart, and buttons that choose what it shows. */
