@@ -231,6 +231,8 @@ class Detector:
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)
         self.rate_source = np.array([place[s] for s, _ in contrasts.rate_names], dtype=np.int64)
+        self.labels = [label for _, label in contrasts.contrast_names]
+        self.rate_labels = [rate for _, rate in contrasts.rate_names]
         segments = [source.segment for source in contrasts.sources]
         self.segments = list(dict.fromkeys(s for s in segments if s is not None))
         self.in_segment = np.array(
@@ -319,8 +321,8 @@ class Detector:
         )
         if by_contrast[mine].max(initial=-1) >= by_rate[rates].max(initial=-1):
             at = int(mine[int(by_contrast[mine].argmax())])
-            return self.contrasts.contrast_names[at][1]
-        return self.contrasts.rate_names[int(rates[int(by_rate[rates].argmax())])][1]
+            return self.labels[at]
+        return self.rate_labels[int(rates[int(by_rate[rates].argmax())])]
 
     def _segment_shares(self, by_source: Floats) -> tuple[SegmentShare, ...]:
         total, inside = float(by_source.sum()), self.in_segment >= 0
