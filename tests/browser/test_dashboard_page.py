@@ -119,9 +119,7 @@ def test_the_estimate_stands_beside_the_realised_figure_with_what_it_assumes(
     assert "estimated" in browser_page.inner_text("#chart-performance .u-title")
     # Another figure has no estimate: neither its line nor its sentence stay.
     browser_page.click("#choose-performance >> text=f1")
-    browser_page.wait_for_function(
-        "document.querySelector('#chart-performance .u-title').textContent.includes('f1')"
-    )
+    browser_page.wait_for_selector("#chart-performance .u-title:has-text('f1')")
     assert "estimate" not in browser_page.inner_text("#chart-performance")
     assert browser_page.inner_text("#choose-performance [aria-pressed]") == "f1"
 
@@ -146,7 +144,9 @@ def test_a_feature_is_reached_from_the_model_and_its_page_fits_any_width(
     browser_page.click("[data-limit='60']")
     browser_page.wait_for_selector("#charts[data-drawn='60']")
     browser_page.set_viewport_size({"width": 390, "height": 844})
-    browser_page.wait_for_function("document.documentElement.scrollWidth <= 390")
+    browser_page.reload()
+    browser_page.wait_for_selector("#charts[data-drawn]")
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
     assert problems == []
 
 

@@ -20,9 +20,11 @@ from trimtab.store.feature_view import (
     NAME_MAX,
     Column,
     FeatureView,
+    FeatureWindow,
     baseline_figures,
     column_of,
     feature_view,
+    feature_windows,
     summary_tree,
 )
 
@@ -83,30 +85,33 @@ class FeatureSeries(Struct, frozen=True, kw_only=True):
 
 
 def feature_series(
-    model: str, of: Column, judged: Sequence[Verdict], baseline: Mapping[str, Any]
+    model: str,
+    of: Column,
+    windows: Sequence[FeatureWindow],
+    baseline: Mapping[str, Any],
+    newest: Verdict | None,
 ) -> FeatureSeries:
-    """Arrange one column's figures (verdicts oldest first); `baseline` is of `summary_tree`."""
-    trees = [of.tree(verdict.figures) for verdict in judged]
+    """Arrange one column's windows (oldest first); `baseline` is of `summary_tree`, `newest` has the rules' limits."""
+    trees = [window.figures for window in windows]
     figures = {name: column(trees, *path) for name, path in FIGURES.items()}
-    detectors = [verdict.figures.get("detector") or {} for verdict in judged]
     names = _categories(trees, baseline)
     return FeatureSeries(
         model=model,
         name=of.shown,
-        t=[verdict.window_start_ms / 1000 for verdict in judged],
-        start_ms=[verdict.window_start_ms for verdict in judged],
-        end_ms=[verdict.window_end_ms for verdict in judged],
-        outcome=[verdict.outcome.value for verdict in judged],
-        reason=[verdict.reason.value for verdict in judged],
+        t=[window.start_ms / 1000 for window in windows],
+        start_ms=[window.start_ms for window in windows],
+        end_ms=[window.end_ms for window in windows],
+        outcome=[window.outcome for window in windows],
+        reason=[window.reason for window in windows],
         figures={n: values for n, values in figures.items() if any(v is not None for v in values)},
         shares={name: [_share(tree, name) for tree in trees] for name in names},
-        evidence_share=[_ranked_share(tree, of.source) for tree in detectors],
-        alarm_open=[of.source in (tree.get("open") or {}) for tree in detectors],
+        evidence_share=[window.evidence_share for window in windows],
+        alarm_open=[window.alarm_open for window in windows],
         baseline={n: float(baseline[n]) for n in FIGURES if baseline.get(n) is not None},
         baseline_shares={name: (baseline.get("shares") or {}).get(name, 0.0) for name in names}
         if baseline
         else {},
-        thresholds=_thresholds(judged, of),
+        thresholds=_thresholds(newest, of),
     )
 
 
@@ -123,18 +128,13 @@ def _share(tree: Mapping[str, Any], name: str) -> float | None:
     return None if shares is None else float(shares.get(name, 0.0))
 
 
-def _ranked_share(tree: Mapping[str, Any], source: str) -> float | None:
-    found = (one["share"] for one in tree.get("ranking") or () if one["source"] == source)
-    return next(found, None)
-
-
-def _thresholds(judged: Sequence[Verdict], of: Column) -> dict[str, float]:
-    if not judged:
+def _thresholds(newest: Verdict | None, of: Column) -> dict[str, float]:
+    if newest is None:
         return {}
     ending = f"({of.name})"
     return {
         finding.figure.removesuffix(ending): finding.threshold
-        for finding in judged[-1].findings
+        for finding in newest.findings
         if finding.rule and finding.threshold is not None and finding.figure.endswith(ending)
     }
 
@@ -161,18 +161,13 @@ def get_feature_series(
     current = models.current_contract(store, model)
     if current is None:
         raise NotFoundError(f"{model!r} is not watched. `trimtab model list` names what is.")
-    newest = verdicts.latest_verdicts(store, model, 1)
-    figures = newest[0].verdict.figures if newest else {}
-    of = column_of(current.contract, figures, name)
-    rows = verdicts.latest_verdicts(store, model, limit, to_ms)
-    judged = [
-        row.verdict
-        for row in reversed(rows)
-        if from_ms is None or row.verdict.window_start_ms >= from_ms
-    ]
     with store.read() as connection:
+        rows = verdicts.latest_verdicts(connection, model, 1)
+        newest = rows[0].verdict if rows else None
+        of = column_of(current.contract, newest.figures if newest else {}, name)
+        windows = feature_windows(connection, model, of, limit, from_ms=from_ms, before_ms=to_ms)
         was = baseline_figures(connection, model, of)
-    return feature_series(model, of, judged, summary_tree(was))
+    return feature_series(model, of, windows, summary_tree(was), newest)
 
 
 featuring = Router("/", route_handlers=[get_feature, get_feature_series])

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Struct
-from sqlalchemy import Connection
+from msgspec import Raw, Struct
+from sqlalchemy import Connection, select
 
 from trimtab.contracts.model import Contract, Feature
 from trimtab.detect.budget import budget_of, parse_budget, sharing_of
@@ -21,6 +21,7 @@ from trimtab.store.baselines import BaselineRow, active_baseline
 from trimtab.store.detector_view import RankedSource, active_detector, ranked
 from trimtab.store.engine import Store
 from trimtab.store.models import cuts_at, load_contracts
+from trimtab.store.tables import verdicts
 from trimtab.store.verdicts import latest_verdicts
 from trimtab.store.window_state import window_state
 
@@ -54,6 +55,83 @@ class Column(Struct, frozen=True):
         part = figures.get("features" if self.side == "feature" else "prediction") or {}
         found: dict[str, Any] = part.get(self.name) or {}
         return found
+
+
+class FeatureWindow(Struct, frozen=True, kw_only=True):
+    """What the latest verdict of a window says of one column."""
+
+    start_ms: int
+    end_ms: int
+    outcome: str
+    reason: str
+    figures: dict[str, Any]
+    """Its own, as in a verdict's tree; empty where it was not counted."""
+    evidence_share: float | None
+    """Its part of the detector's evidence; None beyond the sources that a window ranks."""
+    alarm_open: bool
+
+
+class _Detector(Struct, frozen=True):
+    ranking: list[dict[str, Any]] = []
+    open: dict[str, Any] = {}
+
+
+class _Trees(Struct, frozen=True):
+    """A verdict's figures, of which only one column's are read: others may be hundreds."""
+
+    features: dict[str, Raw] = {}
+    prediction: dict[str, Raw] = {}
+    detector: _Detector = _Detector()
+
+
+class _Body(Struct, frozen=True):
+    window_start_ms: int
+    window_end_ms: int
+    outcome: str
+    reason: str
+    figures: _Trees
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+def feature_windows(
+    connection: Connection,
+    model: str,
+    column: Column,
+    limit: int,
+    *,
+    from_ms: int | None = None,
+    before_ms: int | None = None,
+) -> list[FeatureWindow]:
+    """Return one column in the newest `limit` windows that start before `before_ms`, oldest first.
+
+    Of these only windows that start at `from_ms` or later.
+    """
+    c = verdicts.c
+    query = select(c.body).where(c.model == model, c.latest)
+    if before_ms is not None:
+        query = query.where(c.window_start_ms < before_ms)
+    if from_ms is not None:
+        query = query.where(c.window_start_ms >= from_ms)
+    query = query.order_by(c.window_start_ms.desc()).limit(limit)
+    found = connection.execute(query.execution_options(yield_per=50)).scalars()
+    return [_window(_BODY.decode(body), column) for body in found][::-1]
+
+
+def _window(body: _Body, column: Column) -> FeatureWindow:
+    part = body.figures.features if column.side == "feature" else body.figures.prediction
+    raw = part.get(column.name)
+    ranking = body.figures.detector.ranking
+    return FeatureWindow(
+        start_ms=body.window_start_ms,
+        end_ms=body.window_end_ms,
+        outcome=body.outcome,
+        reason=body.reason,
+        figures={} if raw is None else msgspec.json.decode(raw),
+        evidence_share=next((r["share"] for r in ranking if r["source"] == column.source), None),
+        alarm_open=column.source in body.figures.detector.open,
+    )
 
 
 class BaselineFigures(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,12 @@
   const NAMES = { psi: "PSI", ks: "KS distance", cramers_v: "Cramér's V", p05: "5 %", p50: "median", p95: "95 %", missing_rate: "missing", type_error_rate: "type error", unseen_rate: "unseen", out_of_range_rate: "out of range" };
   const pick = (figures, names) => Object.fromEntries(names.filter((name) => figures[name]).map((name) => [name, figures[name]]));
 
+  /* The panel beside the charts is fetched anew: what a person has opened stays open. */
+  let opened = false;
+  const table = () => document.getElementById("bars-table");
+  document.addEventListener("htmx:beforeSwap", () => { opened = Boolean(table()?.open); });
+  document.addEventListener("htmx:afterSwap", () => { if (table()) table().open = opened; });
+
   globalThis.trimtabSpecs = (data, { lines, level, threshold, short, share }) => {
     const { figures, baseline, t } = data;
     const constant = (value) => t.map(() => value);
