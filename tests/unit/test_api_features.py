@@ -250,7 +250,7 @@ def test_every_window_ranks_sources_and_segments_and_is_still_verified(world) ->
     assert "income" in moved["open"]
     assert not {one["source"] for one in moved["ranking"]} & set(moved["open"])
     text = page(world, "/models/m").text
-    assert "Where the evidence comes from" in text
+    assert "Evidence from" in text
     assert "By segment" in text
 
 

@@ -22,7 +22,7 @@ _EVEN_PART = 0.02
 _PLAIN = {
     "location": "level",
     "spread": "spread",
-    "skew": "lopsidedness",
+    "skew": "skew",
     "tails": "tails",
     "request": "abnormal requests",
 }
