@@ -254,6 +254,11 @@ def test_every_window_ranks_sources_and_segments_and_is_still_verified(world) ->
     assert "By segment" in text
 
 
+def test_the_models_page_says_why_there_is_no_estimate(world) -> None:
+    text = page(world, "/models/m").text
+    assert "No estimate of performance without labels: the contract names no" in text
+
+
 def test_the_ranking_is_told_by_the_detectors_route(world) -> None:
     told = world.client.get("/v1/models/m/detector").json()
     tree = world.verdict(world.next - 1).figures["detector"]
