@@ -25,7 +25,7 @@ from trimtab.stats.bars import Bar
 from trimtab.store import keys, migrate
 from trimtab.store.engine import open_store
 
-NUMBERS = ("income", "a/b", "..", "<b>&x</b>", "ü %2F", "C:\\d", "output:prediction")
+NUMBERS = ("income", "a/b", "..", "<b>&x</b>", "ü %2F", "C:\\d", "output:score")
 REFERENCE = 60
 ROWS = 200
 
@@ -138,9 +138,18 @@ def test_the_page_tells_the_onset_the_floor_and_the_baselines_values(world) -> N
     assert "below min" in bounded
 
 
-def test_an_output_has_a_page_too_where_no_feature_takes_its_name(world) -> None:
+def test_an_output_has_a_page_too_and_a_feature_may_be_called_like_one(world) -> None:
     told = world.client.get("/v1/models/m/feature?name=output:prediction").json()
-    assert told["side"] == "feature"  # the feature of that very name
+    assert (told["side"], told["kind"], told["watched"]) == ("output", "category", True)
+    assert {bar["label"] for bar in told["bars"]} == {"a", "b"}
+    assert sum(bar["window"] for bar in told["bars"]) == ROWS
+    columns = world.client.get("/v1/models/m/feature/series?name=output:prediction").json()
+    assert columns["thresholds"] == {"psi": 0.5}
+    assert set(columns["shares"]) == {"a", "b"}
+    link = f'href="{feature_path("m", "output:prediction")}"'
+    assert link in page(world, f"/models/m/windows/{world.at(world.next - 1)}").text
+    named = world.client.get("/v1/models/m/feature?name=output:score").json()
+    assert (named["side"], named["watched"]) == ("feature", True)
 
 
 def test_alerts_and_findings_link_the_features_that_they_name(world) -> None:
@@ -267,9 +276,7 @@ def test_the_ranking_is_told_by_the_detectors_route(world) -> None:
     ]
     assert told["segments"] == tree["segments"]
     assert told["columns"]["income"] == "income"
-    assert told["columns"].get("feature:output:prediction", "output:prediction") == (
-        "output:prediction"
-    )
+    assert told["columns"].get("feature:output:score", "output:score") == "output:score"
 
 
 # --- drawing --------------------------------------------------------------------------------------
