@@ -24,7 +24,9 @@ def said(name: str, what: str, values: np.ndarray) -> str:
     return words(name, what, effect)
 
 
-def words(name: str, what: str, effect: float, usual: float = 0.0) -> str:
+def words(
+    name: str, what: str, effect: float, usual: float = 0.0, *, beyond_level: bool = False
+) -> str:
     moved = Moved(
         source=name,
         what=what,
@@ -34,6 +36,7 @@ def words(name: str, what: str, effect: float, usual: float = 0.0) -> str:
         effect=effect,
         error=0.1,
         usual=usual,
+        beyond_level=beyond_level,
     )
     return effect_words(moved, SOURCE[name])
 
@@ -67,6 +70,18 @@ def test_the_level_a_category_and_a_rate_are_said_as_they_were() -> None:
     assert "category branch " in words("channel", "category branch", 0.1)
     assert words("income", "missing", 0.03, 0.001) == "missing 3.0% of rows, usually 0.1%"
     assert words("income", "type_error", 0.03, 0.0).startswith("type error 3.0%")
+
+
+def test_what_is_left_after_the_level_is_said_as_such_and_never_as_a_share() -> None:
+    said = words("income", "octile 8 of 8", 0.15, beyond_level=True)
+    assert said.startswith("more values in the highest eighth than its level explains (+")
+    assert "instead of" not in said
+    assert words("income", "spread", -0.2, beyond_level=True).startswith(
+        "more values near the usual middle beyond what its level explains (spread -0.20"
+    )
+    assert "of category branch than its level explains" in words(
+        "channel", "category branch", 0.1, beyond_level=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ class Moved(Struct, frozen=True, kw_only=True):
     usual: float
     """What `effect` is without a change: 0; of a rate its share in the reference; of a pair of columns the z that
     `effect` is a change of."""
+    beyond_level: bool = False
+    """Whether `effect` is what is left after the part that goes with the source's level (`Calibration.bend`)."""
 
 
 class Ranked(Struct, frozen=True):
@@ -471,6 +473,7 @@ class Detector:
             effect=effect,
             error=error,
             usual=usual,
+            beyond_level=best >= best_rate and bool(self.calibration.bend[at]),
         )
 
     def _after_alarm(self, state: State, moved: list[Moved]) -> State:

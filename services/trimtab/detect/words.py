@@ -51,10 +51,15 @@ def effect_words(moved: Moved, source: SourceContrasts) -> str:
     if source.origin == "volume":
         return f"{2 ** (-effect / VOLUME_UNIT):.0%} of the usual rows"
     share = share_moved(source, what, effect)
+    beyond = " than its level explains" if moved.beyond_level else ""
     if share is None:
-        return f"{_smooth(source, what, effect)} ({what} {effect:+.2f} ± {moved.error:.2f})"
+        said = f"{_smooth(source, what, effect)}{beyond.replace('than', 'beyond what')}"
+        return f"{said} ({what} {effect:+.2f} ± {moved.error:.2f})"
     was, now = share
     octile = _OCTILE.fullmatch(what)
+    more = "more" if now >= was else "fewer"
+    if beyond and octile is None and not what.startswith("above p"):
+        return f"{more} of {what}{beyond} ({now - was:+.1%} of rows, usually {was:.1%})"
     if octile is None and not what.startswith("above p"):
         return f"{what} {now:.1%} of rows, usually {was:.1%}"
     where = label_words(what)
@@ -62,7 +67,9 @@ def effect_words(moved: Moved, source: SourceContrasts) -> str:
         place, parts = int(octile[1]), int(octile[2])
         even = abs(was - 1 / parts) <= _EVEN_PART
         where = f"in the {where if even else _plain_part(place, parts)}"
-    return f"{'more' if now >= was else 'fewer'} values {where} ({now:.1%} instead of {was:.1%})"
+    if beyond:
+        return f"{more} values {where}{beyond} ({now - was:+.1%} of rows)"
+    return f"{more} values {where} ({now:.1%} instead of {was:.1%})"
 
 
 def _part(place: int, parts: int) -> str:
