@@ -24,12 +24,11 @@ from scipy.stats import rankdata
 
 from trimtab.detect.label_free import (
     LabelFree,
-    LabelledScores,
     LabelledWindow,
-    calibrator,
     estimated,
     residual_check,
 )
+from trimtab.detect.score_calibration import LabelledScores, calibrator
 from trimtab.stats.scorebins import BINS, score_bins
 
 BESIDE = rig.ROOT.parent / "shared" / "data"

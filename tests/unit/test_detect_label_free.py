@@ -3,22 +3,22 @@
 import math
 import re
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.detect.label_free import (
-    LEAST_LABELS,
     LabelFree,
-    LabelledScores,
     LabelledWindow,
     binary_estimates,
-    calibrator,
     estimated,
     multiclass_estimates,
     residual_check,
 )
+from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, gaps_of, widening
+from trimtab.detect.score_calibration import LEAST_LABELS, LabelledScores, calibrator
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS, score_bins
 
@@ -225,6 +225,91 @@ def test_accuracy_of_several_classes_follows_the_likeliest_ones_score():
     assert found.low < 0.80 < found.high
 
 
+# --- segments that the score treats unevenly ---------------------------------------------------------
+
+
+def draw_uneven(random, rows, shift=0.0, cause=0.2):
+    """Scores that know of one cause of the label and not of the other; a shift moves both."""
+    known, unknown = random.normal(shift, 1.0, (2, rows))
+    logits = 1.2 * known - 0.3
+    hits = random.random(rows) < sigmoid(logits + cause * unknown)
+    return sigmoid(logits), hits, np.digitize(unknown, (-0.43, 0.43))
+
+
+def third_gaps(fitted, scores, hits, third):
+    segments = {
+        f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+    }
+    return gaps_of(fitted, segments)
+
+
+def uneven_coverage(seed, draws=400, cause=0.2, *, told=True):
+    """Coverage under a shift of the inputs, plain and widened; the segments are told of, or drawn by lot."""
+    random = np.random.default_rng(seed)
+    inside = {name: np.zeros(2) for name in FIGURES}
+    for number in range(draws):
+        if number % 10 == 0:
+            scores, hits, third = draw_uneven(random, 20_000, cause=cause)
+            fitted = calibrator(labelled_scores(scores, hits))
+            third = third if told else random.integers(0, 3, third.size)
+            gaps = third_gaps(fitted, scores, hits, third)
+        scores, hits, _ = draw_uneven(random, 2_000, 0.7, cause)
+        said, truth = scores > CUT, realised(scores, hits)
+        counts = by_bin(scores, said), by_bin(scores, ~said)
+        for at, known in enumerate((Gaps(), gaps)):
+            found = binary_estimates(fitted, *counts, known)
+            for name in FIGURES:
+                inside[name][at] += found[name].low <= truth[name] <= found[name].high
+    return {name: count / draws for name, count in inside.items()}
+
+
+def test_a_shift_that_the_score_does_not_know_of_is_covered_by_what_segments_showed():
+    found = uneven_coverage(41)
+    assert found["precision"][0] < 0.75
+    assert found["f1"][0] < 0.92
+    for name, (_, widened) in found.items():
+        assert widened >= 0.93, (name, widened)
+
+
+@pytest.mark.parametrize(("cause", "told"), [(0.0, True), (0.2, False)])
+def test_segments_that_show_nothing_widen_nothing(cause, told):
+    for name, (plain, widened) in uneven_coverage(42, 200, cause, told=told).items():
+        assert widened - plain <= 0.02, name
+
+
+def test_a_segment_of_few_labels_is_not_looked_at():
+    random = np.random.default_rng(43)
+    scores, hits, _ = draw_uneven(random, 20_000)
+    fitted = calibrator(labelled_scores(scores, hits))
+    none = np.zeros(LEAST_OF_SEGMENT - 1, np.bool_)
+    few = gaps_of(fitted, {"a=1": labelled_scores(scores[: none.size], none)})
+    assert few.segments == 0
+    assert few.reason
+    none = np.zeros(LEAST_OF_SEGMENT, np.bool_)
+    enough = gaps_of(fitted, {"a=1": labelled_scores(scores[: none.size], none)})
+    assert enough.segments == 1
+    assert enough.largest[0].theta[0] < -1
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_a_widening_is_never_negative_and_grows_with_no_segments_left_out(hits, misses, a, b):
+    fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))
+    segments = {
+        "s=1": LabelledScores(tuple(a), tuple(b)),
+        "s=2": LabelledScores(tuple(b), tuple(a)),
+    }
+    gaps = gaps_of(fitted, segments)
+    influence = (np.array(hits) - np.array(misses)) / 1_000
+    whole = widening(fitted, gaps, influence)
+    assert 0 <= whole.by <= np.abs(influence).sum()
+    for gap in gaps.largest:
+        part = msgspec.structs.replace(gaps, largest=(gap,))
+        assert widening(fitted, part, influence).by <= whole.by
+        assert widening(fitted, part, -influence).by == pytest.approx(
+            widening(fitted, part, influence).by
+        )
+
+
 # --- what a window says -----------------------------------------------------------------------------
 
 
@@ -276,6 +361,32 @@ def test_scores_that_lost_their_meaning_without_a_shift_in_the_mean_are_found_by
     tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
     assert tree["status"] == "invalid"
     assert tree["reason"].endswith("high and low scores are wrong in opposite directions")
+
+
+def test_an_alarm_on_inputs_is_said_with_what_it_widened():
+    _, reference, scored = world()
+    fitted = calibrator(reference)
+    scores, hits = draw(np.random.default_rng(33), 5_000, drift=1.0)
+    gaps = gaps_of(fitted, {"region=south": labelled_scores(scores, hits)})
+    args = scored, 2_000, "y", None
+    plain = estimated(LabelFree(reference, gaps=gaps), *args)
+    wide = estimated(LabelFree(reference, gaps=gaps), *args, "x has shifted")
+    assert plain["reason"] == ""
+    assert wide["status"] == "ok"
+    assert re.match(
+        r"x has shifted, so the intervals are widened, by at most \d+\.\d points: .* segment region=south$",
+        wide["reason"],
+    )
+    for name, figure in wide["figures"].items():
+        before = plain["figures"][name]
+        assert figure["value"] == before["value"]
+        assert figure["low"] == pytest.approx(max(0, before["low"] - figure.get("widened", 0)))
+    # Verdicts from before segments were looked at stay what they were.
+    old = estimated(LabelFree(reference), *args, "x has shifted")
+    assert old == estimated(LabelFree(reference), *args)
+    assert "gaps" not in msgspec.to_builtins(LabelFree(reference))
+    none = estimated(LabelFree(reference, gaps=Gaps(3)), *args, "x has shifted")
+    assert "not widened, since none of the reference's 3 segments" in none["reason"]
 
 
 def test_broken_inputs_make_it_invalid():

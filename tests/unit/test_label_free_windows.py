@@ -1,13 +1,14 @@
 """Windows say what their figures would be without labels, what that assumes, and when it fails."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 from litestar.testing import TestClient
 from sqlalchemy import select
@@ -39,6 +40,7 @@ from trimtab.store.tables import baselines, performance
 from trimtab.store.verdicts import VerdictRow, verdict_history
 from trimtab.testing.series import SeriesWriter
 
+Mask = npt.NDArray[np.bool_]
 START = 1_700_000_000_000
 LENGTH = 2_000
 ROWS = 400
@@ -90,22 +92,36 @@ class Model:
             "precision": float((said & hits).sum() / said.sum()),
         }
         names = np.array(["no", "yes"])
-        return scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
+        self.drawn = scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
+        return self.drawn
 
     def fit(self) -> None:
         scores, answers, _ = self.draw(2_000)
         self.series.fit_cuts({"x": self.random.normal(size=2_000).tolist()}, answers, scores)
 
-    def window(self, labelled: int = 0, drift: float = 0.0, *, missing: bool = False) -> int:
+    def window(
+        self, labelled: int = 0, drift: float = 0.0, *, missing: bool = False, x: float = 0.0
+    ) -> int:
         start_ms = START + self.windows * LENGTH
         self.windows += 1
         scores, answers, labels = self.draw(ROWS, drift)
-        x = [None] * ROWS if missing else self.random.normal(size=ROWS).tolist()
-        self.series.rows(start_ms, {"x": x}, prediction=answers, score=scores)
+        values = [None] * ROWS if missing else self.random.normal(x, size=ROWS).tolist()
+        self.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
         pairs = list(zip(labels, answers, strict=True))[:labelled]
         self.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores[:labelled])
         self.series.passed(start_ms + LENGTH)
         return start_ms
+
+    def segments(self, start_ms: int, labelled: bool, split: Mapping[str, Mask]) -> None:
+        """Say which of the window's rows are of which segment."""
+        scores, answers, labels = self.drawn
+        for name, mask in split.items():
+            rows = np.flatnonzero(mask).tolist()
+            pairs = [(labels[row], answers[row]) for row in rows] if labelled else []
+            known = [scores[row] for row in rows] if labelled else []
+            self.series.labels(
+                start_ms, pairs, predicted_rows=len(rows), scores=known, segment=name
+            )
 
     def judge(self) -> dict:
         for _ in range(3):
@@ -175,6 +191,85 @@ def test_a_broken_input_makes_the_estimate_invalid(store: Store) -> None:
     found = model.judge()["estimated"]
     assert found["status"] == "invalid"
     assert "missing_rate(x) > 0.5" in found["reason"]
+
+
+REGIONS = ("region=north", "region=south")
+
+
+def uneven(store: Store, segments: tuple[str, ...] = ("region",)) -> Model:
+    """A model whose scores promise too much in the south and too little in the north, and alarms on x."""
+    windows = msgspec.structs.replace(CONTRACT.windows, segments=segments)
+    alarms = Alarms(rules=("psi(x) > 0.5",))
+    model = Model(store, msgspec.structs.replace(CONTRACT, windows=windows, alarms=alarms))
+    model.fit()
+    for _ in range(4):
+        half = ROWS // 2
+        north, south = model.draw(half, 0.8), model.draw(half, -0.8)
+        model.drawn = tuple(a + b for a, b in zip(north, south, strict=True))
+        scores, answers, labels = model.drawn
+        start_ms = START + model.windows * LENGTH
+        model.windows += 1
+        values = model.random.normal(size=ROWS).tolist()
+        model.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
+        pairs = list(zip(labels, answers, strict=True))
+        model.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores)
+        first = np.arange(ROWS) < half
+        model.segments(start_ms, True, dict(zip(REGIONS, (first, ~first), strict=True)))
+        model.series.passed(start_ms + LENGTH)
+    model.judge()
+    return model
+
+
+def test_while_inputs_alarm_the_interval_is_wider_by_what_segments_show(store: Store) -> None:
+    model = uneven(store)
+    model.window()
+    calm = model.judge()["estimated"]
+    assert calm["status"] == "ok"
+    assert calm["reason"] == ""
+    assert "widened" not in calm["figures"]["precision"]
+    model.window(drift=-0.8, x=3.0)  # rows of the south alone
+    found = model.judge()["estimated"]
+    precision, truth = found["figures"]["precision"], model.truth["precision"]
+    half = 1.96 * precision["se"]
+    assert truth < precision["value"] - half  # as it would have been
+    assert precision["low"] < truth < precision["high"]
+    assert precision["low"] == pytest.approx(
+        precision["value"] - half - precision["widened"], abs=1e-4
+    )
+    assert found["reason"].startswith("an alarm on inputs or answers stands (`psi(x) > 0.5`)")
+    assert "the reference's segment region=" in found["reason"]
+    assert verify_verdict(store, model.newest().id).confirmed
+
+
+def test_what_segments_showed_outlives_the_labels(store: Store) -> None:
+    model = uneven(store)
+    model.window(x=3.0)
+    model.judge()
+    before = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    for _ in range(40):
+        model.window()
+    model.judge()
+    relay = Relay(store, Sink(), "tt")
+    Housekeeping(store, "one", relay, Retention(labels_ms=20_000)).tick(START + 10_000_000)
+    Joiner(store, "one").tick(START + 10_000_000)
+    with store.read() as connection:
+        assert START not in connection.scalars(select(performance.c.pane_start_ms)).all()
+    model.evaluator = Evaluator(store, "two")
+    model.ticks += 100
+    model.window(x=3.0)
+    assert "widened, by at most" in model.judge()["estimated"]["reason"]
+    after = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    assert after == before
+    assert [gap["segment"] for gap in after["largest"]] == list(REGIONS)
+
+
+def test_without_segments_it_says_that_the_interval_is_not_widened(store: Store) -> None:
+    model = uneven(store, segments=())
+    model.window(x=3.0)
+    found = model.judge()["estimated"]
+    assert found["status"] == "ok"
+    assert "not widened for it: the contract declares no `segments`" in found["reason"]
+    assert verify_verdict(store, model.newest().id).confirmed
 
 
 def test_late_labels_of_the_reference_are_used_as_soon_as_they_join(store: Store) -> None:

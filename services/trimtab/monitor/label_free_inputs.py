@@ -12,23 +12,28 @@ from trimtab.detect.baseline import Baseline
 from trimtab.detect.label_free import (
     NOT_CHECKED,
     LabelFree,
-    LabelledScores,
     LabelledWindow,
-    calibrator,
     residual_check,
 )
+from trimtab.detect.label_gaps import Gaps, gaps_of
+from trimtab.detect.score_calibration import LabelledScores, calibrator
 from trimtab.store.entries import BEGINNING_MS
 from trimtab.store.labelled_scores import (
     MOST_WINDOWS,
     Reference,
+    Segments,
     Signature,
     labelled_window,
     labelled_windows,
     range_counts,
+    range_segments,
     range_signature,
     reference_of,
 )
 from trimtab.store.window_state import WindowState
+
+MORE_LABELS = 10
+"""Segments are read again when a reference's labels have changed by one in so many."""
 
 _Key = tuple[int, str]
 """Baseline and version."""
@@ -41,6 +46,9 @@ class LabelFreeReader:
         self._references: dict[_Key, Reference] = {}
         self._labelled: dict[str, list[LabelledWindow]] = {}
         self._counts: dict[_Key, tuple[Signature, LabelledScores]] = {}
+        self._segments: dict[_Key, tuple[int, Segments]] = {}
+        """With the reference's labels when they were read."""
+        self._gaps: dict[_Key, tuple[LabelledScores, Segments | None, Gaps]] = {}
         self._windows: dict[tuple[str, int], tuple[Signature, LabelledWindow]] = {}
 
     def begin(self) -> None:
@@ -77,7 +85,22 @@ class LabelFreeReader:
         from_ms = BEGINNING_MS if reference.range_ms is None else reference.range_ms[1]
         earlier = [window for window in windows if from_ms <= window.start_ms < end_ms]
         check = residual_check(calibrator(counts), earlier) if earlier else NOT_CHECKED
-        return LabelFree(counts, reference.since_ms, check)
+        gaps = self._gaps_of(contract, (baseline.id, version), counts, reference.segments)
+        return LabelFree(counts, reference.since_ms, check, gaps=gaps)
+
+    def _gaps_of(
+        self, contract: Contract, key: _Key, counts: LabelledScores, segments: Segments | None
+    ) -> Gaps:
+        known = self._gaps.get(key)
+        if known is None or known[:2] != (counts, segments):
+            if not contract.windows.segments:
+                gaps = Gaps(reason="the contract declares no `segments` to see unevenness in")
+            elif segments is None:
+                gaps = Gaps(reason="the baseline was kept without labels of segments")
+            else:
+                gaps = gaps_of(calibrator(counts), segments)
+            self._gaps[key] = known = counts, segments, gaps
+        return known[2]
 
     def _reference(self, connection: Connection, contract: Contract, key: _Key) -> Reference:
         if key not in self._references:
@@ -89,9 +112,27 @@ class LabelFreeReader:
                 if known is None or known[0] != signature:
                     counts = range_counts(connection, contract, version, *found.range_ms)
                     self._counts[key] = known = signature, counts
-                found = Reference(found.since_ms, known[1], found.range_ms)
+                segments = self._range_segments(connection, contract, key, known[1], found.range_ms)
+                found = Reference(found.since_ms, known[1], found.range_ms, segments)
             self._references[key] = found
         return self._references[key]
+
+    def _range_segments(
+        self,
+        connection: Connection,
+        contract: Contract,
+        key: _Key,
+        counts: LabelledScores,
+        range_ms: tuple[int, int],
+    ) -> Segments:
+        """Return the segments' labels; read anew when a tenth more labels have come, for they are many panes."""
+        if counts.shortage is not None:
+            return {}
+        known = self._segments.get(key)
+        if known is None or abs(counts.labels - known[0]) * MORE_LABELS > known[0]:
+            found = range_segments(connection, contract, key[1], *range_ms)
+            self._segments[key] = known = counts.labels, found
+        return known[1]
 
     def _labelled_windows(
         self, connection: Connection, contract: Contract, version: str

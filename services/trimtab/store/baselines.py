@@ -28,7 +28,7 @@ from trimtab.stats.cuts import (
     numeric_column,
 )
 from trimtab.store.engine import Store
-from trimtab.store.labelled_scores import FILE, labelled_scores_note
+from trimtab.store.labelled_scores import FILE, counts_of, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.reference_file import (
     observe_reference,
@@ -36,6 +36,7 @@ from trimtab.store.reference_file import (
     reference_joint,
     reference_labels,
     reference_performance,
+    segment_labels,
 )
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
 from trimtab.windows.panes import start_of
@@ -591,7 +592,11 @@ def fit_from_file(
         labelled = reference_labels(contract, table)
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
-            notes |= labelled_scores_note(contract, {FILE: labelled})
+            segments = {
+                name: counts_of(state, contract)
+                for name, state in segment_labels(contract, table).items()
+            }
+            notes |= labelled_scores_note(contract, {FILE: labelled}, {FILE: segments})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)
