@@ -291,6 +291,19 @@ def test_a_segment_of_few_labels_is_not_looked_at():
     assert enough.largest[0].theta[0] < -1
 
 
+def test_a_segment_whose_rows_all_have_one_score_is_looked_at_like_another():
+    random = np.random.default_rng(44)
+    scores, hits, _ = draw_uneven(random, 20_000)
+    fitted = calibrator(labelled_scores(scores, hits))
+    often = round(200 * fitted.shares[50])
+    for count, wide in ((often, False), (often - 80, True)):
+        sides = (tuple(c if b == 50 else 0 for b in range(BINS)) for c in (count, 200 - count))
+        gaps = gaps_of(fitted, {"a=1": LabelledScores(*sides)})
+        assert bool(gaps.largest) == wide
+        found = widening(fitted, gaps, by_bin(scores, scores > CUT) / scores.size)
+        assert (found.by > 0.1) == wide
+
+
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_a_widening_is_never_negative_and_grows_with_no_segments_left_out(hits, misses, a, b):
     fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))

@@ -32,6 +32,7 @@ MOST_KEPT = 8
 """Segments that a verdict's evidence keeps: those with the surest gap."""
 _STEPS = 20
 _CLOSE = 1e-9
+_NEARLY_0 = 1e-9
 DIGITS = 6
 
 
@@ -72,7 +73,8 @@ def gaps_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> Gaps:
     found = []
     for name, one in sorted(enough.items()):
         theta, v = _fit(fitted, np.array(one.hits), np.array(one.misses))
-        surest = float(theta @ np.linalg.solve(v, theta))
+        # V has rank 1 where all rows of the segment are of one bin; theta lies in its range then.
+        surest = float(theta @ np.linalg.solve(v + _NEARLY_0 * np.eye(2), theta))
         if surest > limit:  # the most that e² / s² can be, whatever the figure
             a, c = (round(float(x), DIGITS) for x in theta)
             va, vc, vac = (round(float(x), 2 * DIGITS) for x in (v[0, 0], v[1, 1], v[0, 1]))
