@@ -11,7 +11,9 @@ windows of 1,000 rows with the calibrator says before and after. `shift_*` are o
 standard deviations. `even`: the score knows of every cause of the label. `uneven`: of another cause, which moves,
 too, it does not know; `_coverage` is of the plain intervals, `_widened` of those widened by what thirds of that
 cause, told as segments, showed in the reference; `_by_lot` by segments that have nothing to do with it, and
-`_width` how many times as wide the widened ones are. `estimate_ms` is CPU time of a window's
+`_width` how many times as wide the widened ones are. `extrapolations_*` are shares of windows called so beside a
+reference of 5,000 labels, by the rule in force and (`_own_bin`) by a bin's own labels: windows like the reference,
+and moved by 1.5 standard deviations. `estimate_ms` is CPU time of a window's
 tree, `fit_ms` of a calibrator, `check_ms` of that comparison. FOLDER holds
 `nannyml_car_loan`; default `shared/data` beside the repository. Without it nothing is measured, and it says so.
 """
@@ -27,6 +29,7 @@ import rig
 from scipy.stats import rankdata
 
 from trimtab.detect.label_free import (
+    MOST_UNSUPPORTED,
     LabelFree,
     LabelledWindow,
     binary_estimates,
@@ -34,7 +37,7 @@ from trimtab.detect.label_free import (
     residual_check,
 )
 from trimtab.detect.label_gaps import Gaps, gaps_of
-from trimtab.detect.score_calibration import LabelledScores, calibrator
+from trimtab.detect.score_calibration import LEAST_NEAR, LabelledScores, calibrator
 from trimtab.stats.scorebins import BINS, score_bins
 
 BESIDE = rig.ROOT.parent / "shared" / "data"
@@ -157,6 +160,25 @@ def shifted(windows: int, name: str, cause: float) -> dict[str, float]:
     return result | {f"{name}_{figure}_width": total / windows for figure, total in wider.items()}
 
 
+def called_extrapolations(windows: int) -> dict[str, float]:
+    """Share of windows beyond a reference of 5,000 labels: by labels near a bin, and by those of the bin alone."""
+    random = np.random.default_rng(52)
+    result = {}
+    for name, shift in (("alike", 0.0), ("moved", 1.5)):
+        near, alone = 0, 0
+        for _ in range(windows):
+            scores, hits, _ = draw(random, 5_000, 0.0, 0.0)
+            fitted = calibrator(counts(scores, hits))
+            scores, _, _ = draw(random, 2_000, shift, 0.0)
+            rows = by_bin(scores, np.ones(scores.size, np.bool_))
+            near += fitted.unsupported(rows) > MOST_UNSUPPORTED
+            few = fitted.labels < LEAST_NEAR
+            alone += rows[few].sum() > MOST_UNSUPPORTED * scores.size
+        result[f"extrapolations_{name}"] = near / windows
+        result[f"extrapolations_{name}_own_bin"] = alone / windows
+    return result
+
+
 def main() -> None:
     """Measure and print."""
     parser = rig.options(__doc__, f"windows that do not overlap; else one every {STEP} rows")
@@ -168,6 +190,7 @@ def main() -> None:
     result = measure(folder, QUICK_STEP if asked.quick else STEP)
     windows = QUICK_SHIFTED if asked.quick else SHIFTED
     result |= shifted(windows, "shift_even", 0.0) | shifted(windows, "shift_uneven", 0.2)
+    result |= called_extrapolations(windows)
     rig.show(result, as_json=asked.json)
 
 

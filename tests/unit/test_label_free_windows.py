@@ -91,6 +91,8 @@ class Model:
             "accuracy": float((said == hits).mean()),
             "precision": float((said & hits).sum() / said.sum()),
         }
+        if self.contract.task == "multiclass":
+            scores = np.maximum(scores, 1 - scores)
         names = np.array(["no", "yes"])
         self.drawn = scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
         return self.drawn
@@ -362,6 +364,50 @@ def test_where_it_cannot_be_it_says_why(store: Store, change, said) -> None:
     assert estimated["status"] == "not_available"
     assert said in estimated["reason"]
     assert estimated["figures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "regression", "prediction": Prediction()}, ["only labels say"]),
+        (
+            {"task": "multiclass", "prediction": Prediction(score="p", classes=("no", "yes"))},
+            ["macro_f1", "score of their likeliest class alone", "macro_precision"],
+        ),
+    ],
+)
+def test_what_is_not_estimated_is_said_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, said: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load({}, environ={}).settings
+    (tmp_path / ".trimtab").mkdir()
+    store = open_store(settings.store.url)
+    migrate.upgrade(store)
+    model = Model(store, msgspec.structs.replace(CONTRACT, **change))
+    if model.contract.task == "regression":
+        x = [float(i) for i in range(200)]
+        model.series.fit_cuts({"x": x}, x)
+        model.series.rows(START, {"x": x}, prediction=x)
+        model.series.passed(START + LENGTH)
+        model.windows = 1
+    else:
+        model.calibrated().window()
+    found = model.judge()["estimated"]
+    assert list(found["figures"]) == ["accuracy"] * (model.contract.task == "multiclass")
+    start_ms = model.newest().verdict.window_start_ms
+    _, secret = keys.create_key(store, "test", Role.VIEWER, "*", START)
+    headers = {"Authorization": f"Bearer {secret}"}
+    with TestClient(create_app(store, settings)) as client:
+        series = client.get("/v1/models/m/series", headers=headers).json()["estimated"]
+        page = client.get(f"/models/m/windows/{start_ms}", headers=headers).text
+    store.close()
+    told = CliRunner().invoke(app, ["window", "show", "m", str(start_ms)]).stdout
+    assert series["not_estimated"] == found.get("not_estimated", {})
+    for text in (json.dumps(series), page.replace("macro F1", "macro_f1"), told):
+        words = " ".join(unescape(text).split()).replace("macro precision", "macro_precision")
+        for part in said:
+            assert part in words
 
 
 @pytest.mark.parametrize("drift", [0.0, -0.7])

@@ -48,6 +48,14 @@ _TILTS = np.array([0.15, 0.5])
 _CONTRAST_WEIGHTS = (0.75, 0.25)
 NO_GAPS = Gaps()
 
+_LIKELIEST_ONLY = "rows come with the score of their likeliest class alone, which does not tell the right answer where that is wrong"
+NOT_OF_CLASSES = {
+    "macro_precision": "how often a score is right is learnt over all classes together, not of each",
+    "macro_recall": _LIKELIEST_ONLY,
+    "macro_f1": _LIKELIEST_ONLY,
+}
+"""Figures of several classes that have no estimate, and why."""
+
 
 class Estimate(Struct, frozen=True):
     """An estimated figure; `low` and `high` should hold the figure of all labels in 95 of 100 windows.
@@ -229,6 +237,8 @@ def estimated(
 ) -> dict[str, Any]:
     """Return the tree of a window: `figures`, `status`, `reason`, and `assumes`, never without which to show.
 
+    `not_estimated` says why other figures of the task are not among them.
+
     `scored` are the rows by predicted class and score bin (`PaneState.scored`), `positive` is None for
     multiclass; `broken` names an input that a rule found broken in this window, which makes the estimate
     invalid, `shifted` an alarm on inputs or answers that stands, which widens its intervals. The status is ok, extrapolating (rows where
@@ -256,6 +266,7 @@ def estimated(
     check = known.check
     return {
         "figures": {name: _figure(e) for name, e in found.items()},
+        "not_estimated": _not_estimated(found, positive),
         "status": status,
         "reason": "; ".join(filter(None, (reason, _widened(known.gaps, shifted, found)))),
         "assumes": assumption(known),
@@ -280,6 +291,12 @@ def assumption(known: LabelFree) -> str:
     if check.labels == 0:
         return f"{text} Not checked against labels since."
     return f"{text} Last checked against {check.labels} labels: residual z={check.z:+.1f}."
+
+
+def _not_estimated(found: Mapping[str, Estimate], positive: str | None) -> dict[str, str]:
+    if positive is None:
+        return NOT_OF_CLASSES
+    return {} if "precision" in found else {"precision": f"no row was answered {positive!r}"}
 
 
 def _figure(found: Estimate) -> dict[str, float]:

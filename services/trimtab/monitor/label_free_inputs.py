@@ -67,7 +67,9 @@ class LabelFreeReader:
     ) -> LabelFree:
         """Return what the estimate of a window that ends at `end_ms` rests on, or why there is none."""
         if contract.task == "regression":
-            return LabelFree(reason="a regression has no score to tell its errors from")
+            return LabelFree(
+                reason="a regression has no score to tell its errors from: how far off it is, only labels say"
+            )
         if contract.task == "binary" and contract.prediction.positive is None:
             return LabelFree(reason="the contract names no `positive` class for the score")
         judged = read.by_version.get(version or "")
