@@ -404,7 +404,7 @@ def test_what_is_not_estimated_is_said_everywhere(
     store.close()
     told = CliRunner().invoke(app, ["window", "show", "m", str(start_ms)]).stdout
     assert series["not_estimated"] == found.get("not_estimated", {})
-    for text in (json.dumps(series), page.replace("macro F1", "macro_f1"), told):
+    for text in (json.dumps(series), page.replace("macro f1", "macro_f1"), told):
         words = " ".join(unescape(text).split()).replace("macro precision", "macro_precision")
         for part in said:
             assert part in words

@@ -26,7 +26,7 @@ LEAST_OF_BOTH = 20
 LEAST_NEAR = 30
 _NEAR_BINS = 2
 """A bin is supported by LEAST_NEAR reference labels in it and so many bins on either side. The labels of the bin
-alone, as the specification has it, call 76 % of windows extrapolations that are like a reference of 5,000 labels,
+alone, as the specification has it, call 78 % of windows extrapolations that are like a reference of 5,000 labels,
 and all like one of 2,000; these rules call none (drawn: `bench/label_free.py`). What few labels in a bin cost is in
 the standard error; only bins that hardly any are near say that the score goes where it was never compared."""
 _CLIP = 1e-4
