@@ -17,7 +17,7 @@ from trimtab.detect.label_free import (
     multiclass_estimates,
     residual_check,
 )
-from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, gaps_of, widening
+from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, expected_of, gaps_of, widening
 from trimtab.detect.score_calibration import LEAST_LABELS, LabelledScores, calibrator
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS, score_bins
@@ -302,6 +302,65 @@ def test_a_segment_whose_rows_all_have_one_score_is_looked_at_like_another():
         assert bool(gaps.largest) == wide
         found = widening(fitted, gaps, by_bin(scores, scores > CUT) / scores.size)
         assert (found.by > 0.1) == wide
+
+
+def labelled_by_third(random, sizes, drifts, cause=0.2):
+    """Windows with their labels by third of the unknown cause; `drifts` by third, in the log odds."""
+    windows = []
+    for number, size in enumerate(sizes):
+        scores, hits, third = draw_uneven(random, size, cause=cause)
+        drift = np.array(drifts)[third]
+        again = random.random(size) < sigmoid(np.log(scores / (1 - scores)) + drift)
+        hits = np.where(drift == 0, hits, again)
+        parts = {
+            f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+        }
+        whole = labelled_scores(scores, hits)
+        windows.append(LabelledWindow(number, whole.hits, whole.misses, parts))
+    return windows
+
+
+def told_reference(random, rows=20_000, cause=0.2):
+    scores, hits, third = draw_uneven(random, rows, cause=cause)
+    segments = {
+        f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+    }
+    fitted = calibrator(labelled_scores(scores, hits))
+    return fitted, expected_of(fitted, segments)
+
+
+@pytest.mark.parametrize(("rows", "reference_rows"), [(300, 20_000), (1_000, 2_000)])
+def test_segments_that_are_as_they_were_hardly_ever_make_it_invalid(rows, reference_rows):
+    """However uneven the reference's segments are: 150 times 50 windows, so 7.5 alarms would be within the promise."""
+    random, found = np.random.default_rng(45), 0
+    for _ in range(150):
+        fitted, expected = told_reference(random, reference_rows, cause=0.6)
+        windows = labelled_by_third(random, [rows] * 50, [0, 0, 0], cause=0.6)
+        found += residual_check(fitted, windows, expected).invalid
+    assert found <= 7
+
+
+def test_a_change_in_one_segment_is_found_there_and_named():
+    """The shares of two segments move against each other: the whole shows nothing."""
+    random, alone, told = np.random.default_rng(46), 0, 0
+    for _ in range(20):
+        fitted, expected = told_reference(random)
+        windows = labelled_by_third(random, [300] * 10, [0.9, 0, -0.9])
+        alone += residual_check(fitted, windows).invalid
+        check = residual_check(fitted, windows, expected)
+        told += check.invalid
+        if check.invalid:
+            assert check.segment.segment in ("third=0", "third=2")
+            assert (check.segment.residual > 0) == (check.segment.segment == "third=0")
+    assert told == 20
+    assert alone <= 1
+    _, reference, scored = world()
+    tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
+    assert tree["status"] == "invalid"
+    assert re.search(
+        r"in the segment third=\d 'y' was the label \d+\.\d points (more|less) often",
+        tree["reason"],
+    )
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)

@@ -1,14 +1,13 @@
 """Windows say what their figures would be without labels, what that assumes, and when it fails."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from litestar.testing import TestClient
 from sqlalchemy import select
@@ -40,7 +39,6 @@ from trimtab.store.tables import baselines, performance
 from trimtab.store.verdicts import VerdictRow, verdict_history
 from trimtab.testing.series import SeriesWriter
 
-Mask = npt.NDArray[np.bool_]
 START = 1_700_000_000_000
 LENGTH = 2_000
 ROWS = 400
@@ -94,8 +92,7 @@ class Model:
         if self.contract.task == "multiclass":
             scores = np.maximum(scores, 1 - scores)
         names = np.array(["no", "yes"])
-        self.drawn = scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
-        return self.drawn
+        return scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
 
     def fit(self) -> None:
         scores, answers, _ = self.draw(2_000)
@@ -113,17 +110,6 @@ class Model:
         self.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores[:labelled])
         self.series.passed(start_ms + LENGTH)
         return start_ms
-
-    def segments(self, start_ms: int, labelled: bool, split: Mapping[str, Mask]) -> None:
-        """Say which of the window's rows are of which segment."""
-        scores, answers, labels = self.drawn
-        for name, mask in split.items():
-            rows = np.flatnonzero(mask).tolist()
-            pairs = [(labels[row], answers[row]) for row in rows] if labelled else []
-            known = [scores[row] for row in rows] if labelled else []
-            self.series.labels(
-                start_ms, pairs, predicted_rows=len(rows), scores=known, segment=name
-            )
 
     def judge(self) -> dict:
         for _ in range(3):
@@ -205,21 +191,27 @@ def uneven(store: Store, segments: tuple[str, ...] = ("region",)) -> Model:
     model = Model(store, msgspec.structs.replace(CONTRACT, windows=windows, alarms=alarms))
     model.fit()
     for _ in range(4):
-        half = ROWS // 2
-        north, south = model.draw(half, 0.8), model.draw(half, -0.8)
-        model.drawn = tuple(a + b for a, b in zip(north, south, strict=True))
-        scores, answers, labels = model.drawn
-        start_ms = START + model.windows * LENGTH
-        model.windows += 1
-        values = model.random.normal(size=ROWS).tolist()
-        model.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
-        pairs = list(zip(labels, answers, strict=True))
-        model.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores)
-        first = np.arange(ROWS) < half
-        model.segments(start_ms, True, dict(zip(REGIONS, (first, ~first), strict=True)))
-        model.series.passed(start_ms + LENGTH)
+        labelled_by_region(model, 0.8, -0.8)
     model.judge()
     return model
+
+
+def labelled_by_region(model: Model, north: float, south: float) -> None:
+    """A window with labels, half of either region, which are off by so much in the log odds."""
+    half = ROWS // 2
+    drawn = model.draw(half, north), model.draw(half, south)
+    scores, answers, labels = (a + b for a, b in zip(*drawn, strict=True))
+    start_ms = START + model.windows * LENGTH
+    model.windows += 1
+    values = model.random.normal(size=ROWS).tolist()
+    model.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
+    pairs = list(zip(labels, answers, strict=True))
+    model.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores)
+    for name, rows in zip(REGIONS, (slice(None, half), slice(half, None)), strict=True):
+        model.series.labels(
+            start_ms, pairs[rows], predicted_rows=half, scores=scores[rows], segment=name
+        )
+    model.series.passed(start_ms + LENGTH)
 
 
 def test_while_inputs_alarm_the_interval_is_wider_by_what_segments_show(store: Store) -> None:
@@ -263,6 +255,22 @@ def test_what_segments_showed_outlives_the_labels(store: Store) -> None:
     after = model.newest().verdict.evidence.prior["label_free"]["gaps"]
     assert after == before
     assert {gap["segment"] for gap in after["largest"]} == set(REGIONS)
+
+
+@pytest.mark.parametrize(("north", "said"), [(0.8, ""), (-0.8, "in the segment region=")])
+def test_labels_that_change_sides_between_segments_make_it_invalid(
+    store: Store, north: float, said: str
+) -> None:
+    """Of all rows as many are right as the scores promise: only the segments show it."""
+    model = uneven(store)
+    for _ in range(3):
+        labelled_by_region(model, north, -north)
+    model.window()
+    found = model.judge()["estimated"]
+    assert found["status"] == ("invalid" if said else "ok")
+    assert said in found["reason"]
+    assert abs(found["checked"]["z"]) < 3
+    assert verify_verdict(store, model.newest().id).confirmed
 
 
 def test_without_segments_it_says_that_the_interval_is_not_widened(store: Store) -> None:

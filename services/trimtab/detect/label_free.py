@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from trimtab.detect.label_gaps import Gaps, Widening, widening
+from trimtab.detect.label_gaps import NONE_EXPECTED, Expected, Gaps, Widening, widening
 from trimtab.detect.score_calibration import (
     Calibrator,
     Floats,
@@ -46,6 +46,8 @@ _CALIBRATION_SE = 3.0
 _TILTS = np.array([0.15, 0.5])
 """Steps in the log odds of a hit, per unit of contrast, that the residual check bets on."""
 _CONTRAST_WEIGHTS = (0.75, 0.25)
+_SEGMENTS_WEIGHT = 0.2
+"""Of all segments together, where there are some."""
 NO_GAPS = Gaps()
 
 _LIKELIEST_ONLY = "rows come with the score of their likeliest class alone, which does not tell the right answer where that is wrong"
@@ -137,6 +139,15 @@ class LabelledWindow(Struct, frozen=True):
     start_ms: int
     hits: tuple[int, ...]
     misses: tuple[int, ...]
+    segments: Mapping[str, LabelledScores] = {}
+
+
+class SegmentResidual(Struct, frozen=True):
+    """`residual` is the mean of (hit - p_sb) over the segment's `labels` rows (see `label_gaps`)."""
+
+    segment: str
+    labels: int
+    residual: float
 
 
 class ResidualCheck(Struct, frozen=True):
@@ -153,6 +164,8 @@ class ResidualCheck(Struct, frozen=True):
     z: float
     evidence: float
     invalid: bool
+    segment: SegmentResidual | UnsetType = UNSET
+    """Where it is a segment that makes it invalid: the one with most evidence."""
 
 
 NOT_CHECKED = ResidualCheck(0, 0, 0.0, 0.0, 0.0, invalid=False)
@@ -162,7 +175,11 @@ _LOG_MOST = 700.0
 """Beyond it the evidence is no float64."""
 
 
-def residual_check(fitted: Calibrator, windows: Sequence[LabelledWindow]) -> ResidualCheck:
+def residual_check(
+    fitted: Calibrator,
+    windows: Sequence[LabelledWindow],
+    expected: Mapping[str, Expected] = NONE_EXPECTED,
+) -> ResidualCheck:
     """Test windows, oldest first, against the calibrator: a mixture of Shiryaev-Roberts e-detectors.
 
     Residuals hit - g_b are weighed by two contrasts h: 1, and the bin's place among the reference rows
@@ -175,6 +192,10 @@ def residual_check(fitted: Calibrator, windows: Sequence[LabelledWindow]) -> Res
     this window's bins), for a reference is a sample, too. M = (1 + M) e over the windows, averaged over
     contrasts (3/4 for the first), signs and steps (Shin, Ramdas & Rinaldo 2023): a calibrator that holds reaches A on average
     not before A windows, however often it is looked at.
+
+    Labels of the segments in `expected` are compared with what those of the reference were in the segment (h = 1,
+    p_sb in the place of g_b, delta from the uncertainty of theta), since a change in one of them is diluted
+    in the whole: a fifth of the average.
     """
     if not windows:
         return NOT_CHECKED
@@ -183,20 +204,32 @@ def residual_check(fitted: Calibrator, windows: Sequence[LabelledWindow]) -> Res
     g = fitted.shares
     residuals = hits - labels * g
     weighed_by = contrasts(fitted)
-    tilts = np.concatenate((_TILTS, -_TILTS))
-    steps = np.empty((len(windows), len(weighed_by), tilts.size))
-    for place, h in enumerate(weighed_by):
+    logs = []
+    for h in weighed_by:
         noise = ((labels * h) @ fitted.weights) ** 2 @ fitted.variances
-        tolerated = np.maximum(TOLERATED * labels.sum(axis=1), _CALIBRATION_SE * np.sqrt(noise))
-        a = tilts[:, None] * h
-        psi = np.log(g * np.exp(a * (1 - g)) + (1 - g) * np.exp(-a * g))
-        total = (residuals @ h)[:, None] * tilts - tolerated[:, None] * np.abs(tilts)
-        steps[:, place] = total - labels @ psi.T
-    log_m = np.full(steps.shape[1:], -np.inf)
-    for step in steps:
+        logs.append(_log_e(hits, labels, g, h, noise))
+    weights = list(_CONTRAST_WEIGHTS)
+    of_segments = {name: _counts_of(windows, name) for name in expected}
+    for name, known in expected.items():
+        w = of_segments[name][1] @ known.directions.T
+        noise = ((w @ known.uncertainty) * w).sum(axis=1)
+        logs.append(_log_e(*of_segments[name], known.shares, np.ones(BINS), noise))
+    if expected:
+        weights = [x * (1 - _SEGMENTS_WEIGHT) for x in weights]
+        weights += [_SEGMENTS_WEIGHT / len(expected)] * len(expected)
+    log_m = np.full((len(logs), 2 * _TILTS.size), -np.inf)
+    for step in np.stack(logs, axis=1):
         log_m = np.logaddexp(0.0, log_m) + step
-    weighed = log_m + np.log(_CONTRAST_WEIGHTS)[:, None] - np.log(tilts.size)
-    log_evidence = float(np.logaddexp.reduce(weighed, axis=None))
+    by_contrast = np.logaddexp.reduce(log_m, axis=1) + np.log(weights) - np.log(2 * _TILTS.size)
+    log_evidence = float(np.logaddexp.reduce(by_contrast))
+    invalid = log_evidence >= float(np.log(FALSE_INVALID_WINDOWS))
+    strongest = int(by_contrast.argmax()) - len(weighed_by)
+    segment: SegmentResidual | UnsetType = UNSET
+    if invalid and strongest >= 0:
+        name = list(expected)[strongest]
+        y, n = of_segments[name]
+        rows, off = int(n.sum()), float((y - n * expected[name].shares).sum())
+        segment = SegmentResidual(name, rows, off / rows)
     count, pooled = int(labels.sum()), labels.sum(axis=0)
     variance = float(pooled @ (g * (1 - g))) + fitted.noise(pooled)
     total_residual = float(residuals.sum())
@@ -206,8 +239,27 @@ def residual_check(fitted: Calibrator, windows: Sequence[LabelledWindow]) -> Res
         residual=total_residual / count if count else 0.0,
         z=total_residual / variance**0.5 if variance else 0.0,
         evidence=float(np.exp(min(log_evidence, _LOG_MOST))),
-        invalid=log_evidence >= float(np.log(FALSE_INVALID_WINDOWS)),
+        invalid=invalid,
+        segment=segment,
     )
+
+
+def _counts_of(windows: Sequence[LabelledWindow], segment: str) -> tuple[Floats, Floats]:
+    """Return hits and labels of a segment, shape (windows, BINS) each."""
+    nothing = LabelledScores((0,) * BINS, (0,) * BINS)
+    found = [window.segments.get(segment, nothing) for window in windows]
+    hits = np.array([one.hits for one in found], np.float64)
+    return hits, hits + np.array([one.misses for one in found])
+
+
+def _log_e(hits: Floats, labels: Floats, g: Floats, h: Floats, noise: Floats) -> Floats:
+    """Return log e of each window and signed step, shape (windows, 2 x steps); `noise` is a variance per window."""
+    tilts = np.concatenate((_TILTS, -_TILTS))
+    tolerated = np.maximum(TOLERATED * labels.sum(axis=1), _CALIBRATION_SE * np.sqrt(noise))
+    a = tilts[:, None] * h
+    psi = np.log(g * np.exp(a * (1 - g)) + (1 - g) * np.exp(-a * g))
+    total = ((hits - labels * g) @ h)[:, None] * tilts - tolerated[:, None] * np.abs(tilts)
+    return np.asarray(total - labels @ psi.T, np.float64)
 
 
 # --- what a window says -----------------------------------------------------------------------------
@@ -345,6 +397,12 @@ def _status(
 
 def _contradiction(check: ResidualCheck, positive: str | None) -> str:
     text = f"labels of the last {check.windows} labelled windows contradict it: "
+    if isinstance(check.segment, SegmentResidual):
+        found = check.segment
+        what = "the answer was right" if positive is None else f"{positive!r} was the label"
+        more = "more" if found.residual > 0 else "less"
+        points = 100 * abs(found.residual)
+        return f"{text}in the segment {found.segment} {what} {points:.1f} points {more} often than its scores meant there"
     if abs(check.z) < _PLAIN_Z:
         return f"{text}high and low scores are wrong in opposite directions"
     what = "the answer was right" if positive is None else f"{positive!r} was the label"

@@ -30,6 +30,8 @@ LEAST_OF_SEGMENT = 100
 """Labelled reference rows of a segment, fewer say nothing of it."""
 MOST_KEPT = 8
 """Segments that a verdict's evidence keeps: those with the surest gap."""
+MOST_CHECKED = 8
+"""Segments whose later labels are compared with the reference's: those with most labels."""
 _STEPS = 20
 _CLOSE = 1e-9
 _NEARLY_0 = 1e-9
@@ -62,6 +64,20 @@ class Widening(Struct, frozen=True):
     segment: str = ""
 
 
+class Expected(Struct, frozen=True):
+    """What the reference says of a segment, whether or not that exceeds chance."""
+
+    shares: Floats
+    """p_sb, shape (BINS,)."""
+    directions: Floats
+    """p (1 - p) h_b, shape (2, BINS): what p_sb changes by with theta."""
+    uncertainty: Floats
+    """H⁻¹, shape (2, 2): V and what few rows leave open."""
+
+
+NONE_EXPECTED: Mapping[str, Expected] = {}
+
+
 def gaps_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> Gaps:
     """Return the gaps of the reference's segments, by name."""
     enough = {name: one for name, one in segments.items() if one.labels >= LEAST_OF_SEGMENT}
@@ -72,7 +88,9 @@ def gaps_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> Gaps:
     limit = _limit(len(enough)) ** 2
     found = []
     for name, one in sorted(enough.items()):
-        theta, v = _fit(fitted, np.array(one.hits), np.array(one.misses))
+        theta, information = _fit(fitted, np.array(one.hits), np.array(one.misses))
+        inverse = np.linalg.inv(information + np.eye(2))
+        v = inverse @ information @ inverse
         # V has rank 1 where all rows of the segment are of one bin; theta lies in its range then.
         surest = float(theta @ np.linalg.solve(v + _NEARLY_0 * np.eye(2), theta))
         if surest > limit:  # the most that e² / s² can be, whatever the figure
@@ -101,6 +119,20 @@ def widening(fitted: Calibrator, gaps: Gaps, influence: Floats) -> Widening:
     return worst
 
 
+def expected_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> dict[str, Expected]:
+    """Return what later labels of the reference's segments should be like; of those with most labels."""
+    enough = [name for name, one in segments.items() if one.labels >= LEAST_OF_SEGMENT]
+    most = sorted(enough, key=lambda name: (-segments[name].labels, name))[:MOST_CHECKED]
+    h, found = np.stack(contrasts(fitted)), {}
+    for name in sorted(most):
+        one = segments[name]
+        theta, information = _fit(fitted, np.array(one.hits), np.array(one.misses))
+        p = _bent(fitted.shares, theta @ h)
+        uncertainty = np.asarray(np.linalg.inv(information + np.eye(2)), np.float64)
+        found[name] = Expected(p, h * (p * (1 - p)), uncertainty)
+    return found
+
+
 def _limit(segments: int) -> float:
     return normal_quantile(ALPHA / max(segments, 1))
 
@@ -111,7 +143,7 @@ def _bent(g: Floats, shift: Floats) -> Floats:
 
 
 def _fit(fitted: Calibrator, hits: Floats, misses: Floats) -> tuple[Floats, Floats]:
-    """Return theta, shape (2,), and V, shape (2, 2)."""
+    """Return theta, shape (2,), and F, shape (2, 2)."""
     h, labels = np.stack(contrasts(fitted)), hits + misses
     theta, one = np.zeros(2), np.eye(2)
     for _ in range(_STEPS):
@@ -122,6 +154,4 @@ def _fit(fitted: Calibrator, hits: Floats, misses: Floats) -> tuple[Floats, Floa
         if np.abs(step).max() < _CLOSE:
             break
     p = _bent(fitted.shares, theta @ h)
-    information = (h * (labels * p * (1 - p))) @ h.T
-    inverse = np.linalg.inv(information + one)
-    return theta, inverse @ information @ inverse
+    return theta, (h * (labels * p * (1 - p))) @ h.T

@@ -5,7 +5,7 @@ and corrected ones count. When they are waited for no longer, or retention would
 into the baseline's notes (`notes_due`). A baseline from a file has those of the file's label column there from the beginning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -180,7 +180,8 @@ def range_segments(
         .order_by(labels.desc(), columns.segment)
         .limit(MOST_SEGMENTS)
     ).all()
-    found, panes = Segments(), 0
+    found: Segments = {}
+    panes = 0
     for segment, count in heads:
         panes += count
         if panes > MOST_SEGMENT_PANES:
@@ -229,6 +230,23 @@ def labelled_window(
     end_ms = start_ms + contract.windows.length_ms
     counts = range_counts(connection, contract, version, start_ms, end_ms)
     return LabelledWindow(start_ms, counts.hits, counts.misses)
+
+
+def window_segments(
+    connection: Connection,
+    contract: Contract,
+    version: str,
+    start_ms: int,
+    segments: Collection[str],
+) -> Segments:
+    """Return the labelled rows of one window by score bin, of each of these segments that has some."""
+    end_ms = start_ms + contract.windows.length_ms
+    named: Segments = {}
+    for segment in segments:
+        found = window_performance(connection, contract.name, start_ms, end_ms, segment)
+        if version in found and found[version].labelled_rows > 0:
+            named[segment] = counts_of(found[version].state, contract)
+    return named
 
 
 def notes_due(
