@@ -352,6 +352,41 @@ def test_a_file_with_scores_and_labels_calibrates_a_model_whose_labels_never_com
     assert figure["low"] - figure["se"] < model.truth["accuracy"] < figure["high"] + figure["se"]
 
 
+def test_a_files_segments_are_read_from_its_columns(store: Store, tmp_path: Path) -> None:
+    contract = msgspec.structs.replace(
+        CONTRACT,
+        features={"x": Feature("number"), "region": Feature("category")},
+        windows=msgspec.structs.replace(CONTRACT.windows, segments=("region", "tenant")),
+        labels=Labels("never"),
+        alarms=Alarms(rules=("psi(x) > 0.5",)),
+    )
+    model = Model(store, contract)
+    lines = [
+        f"{row % 7},{region},{score},{said},{label}"
+        for region, drift, rows in (("north", 0.8, 1_500), ("south", -0.8, 1_500), ("sea", 0.0, 50))
+        for row, (score, said, label) in enumerate(zip(*model.draw(rows, drift), strict=True))
+    ]
+    file = tmp_path / "reference.csv"
+    file.write_text("\n".join(["x,region,p,said,label", *lines]))
+    columns = {"prediction_column": "said", "score_column": "p", "label_column": "label"}
+    fit_from_file(store, "m", str(file), **columns, now_ms=START)
+    with store.read() as connection:
+        model.series.cuts = active_cuts(connection, "m")
+    scores, answers, _ = model.draw(ROWS, -0.8)
+    values = {"x": [20.0] * ROWS, "region": ["south"] * ROWS}
+    model.series.rows(START, values, prediction=answers, score=scores)
+    model.series.passed(START + LENGTH)
+    model.windows = 1
+    found = model.judge()["estimated"]
+    precision = found["figures"]["precision"]
+    assert precision["widened"] > 0.05
+    se, truth = precision["se"], model.truth["precision"]
+    assert precision["low"] - se < truth < precision["value"] - 1.96 * se - 0.05
+    gaps = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    assert gaps["segments"] == 2
+    assert {gap["segment"] for gap in gaps["largest"]} == set(REGIONS)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
