@@ -17,7 +17,7 @@ from trimtab.detect.label_free import (
     multiclass_estimates,
     residual_check,
 )
-from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, expected_of, gaps_of, widening
+from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, expected_of, gaps_of
 from trimtab.detect.score_calibration import LEAST_LABELS, LabelledScores, calibrator
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS, score_bins
@@ -271,6 +271,30 @@ def test_a_shift_that_the_score_does_not_know_of_is_covered_by_what_segments_sho
         assert widened >= 0.93, (name, widened)
 
 
+def test_windows_of_one_segment_alone_are_covered_about_as_well():
+    """The worst there is: half of the reference is 0.8 above in the log odds, half below, the window all below."""
+    random, draws = np.random.default_rng(47), 300
+    inside = {name: np.zeros(2) for name in FIGURES}
+    for number in range(draws):
+        if number % 10 == 0:
+            above, below = (draw(random, 6_000, drift=drift) for drift in (0.8, -0.8))
+            whole = (np.concatenate(pair) for pair in zip(above, below, strict=True))
+            fitted = calibrator(labelled_scores(*whole))
+            segments = {"a=1": labelled_scores(*above), "a=2": labelled_scores(*below)}
+            gaps = gaps_of(fitted, segments)
+        scores, hits = draw(random, 2_000, drift=-0.8)
+        said, truth = scores > CUT, realised(scores, hits)
+        for at, known in enumerate((Gaps(), gaps)):
+            found = binary_estimates(fitted, by_bin(scores, said), by_bin(scores, ~said), known)
+            for name in FIGURES:
+                inside[name][at] += found[name].low <= truth[name] <= found[name].high
+    covered = {name: (count / draws).tolist() for name, count in inside.items()}
+    assert covered["f1"][0] < 0.1
+    assert covered["precision"][0] < 0.1
+    for name, (_, widened) in covered.items():
+        assert widened >= 0.85, (name, widened)
+
+
 @pytest.mark.parametrize(("cause", "told"), [(0.0, True), (0.2, False)])
 def test_segments_that_show_nothing_widen_nothing(cause, told):
     for name, (plain, widened) in uneven_coverage(42, 200, cause, told=told).items():
@@ -300,8 +324,8 @@ def test_a_segment_whose_rows_all_have_one_score_is_looked_at_like_another():
         sides = (tuple(c if b == 50 else 0 for b in range(BINS)) for c in (count, 200 - count))
         gaps = gaps_of(fitted, {"a=1": LabelledScores(*sides)})
         assert bool(gaps.largest) == wide
-        found = widening(fitted, gaps, by_bin(scores, scores > CUT) / scores.size)
-        assert (found.by > 0.1) == wide
+        said = by_bin(scores, scores > CUT), by_bin(scores, scores <= CUT)
+        assert (binary_estimates(fitted, *said, gaps)["precision"].widened.by > 0.1) == wide
 
 
 def labelled_by_third(random, sizes, drifts, cause=0.2):
@@ -364,22 +388,25 @@ def test_a_change_in_one_segment_is_found_there_and_named():
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
-def test_a_widening_is_never_negative_and_grows_with_no_segments_left_out(hits, misses, a, b):
+def test_widening_never_narrows_and_the_worst_segment_decides(hits, misses, a, b):
     fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))
     segments = {
         "s=1": LabelledScores(tuple(a), tuple(b)),
         "s=2": LabelledScores(tuple(b), tuple(a)),
     }
     gaps = gaps_of(fitted, segments)
-    influence = (np.array(hits) - np.array(misses)) / 1_000
-    whole = widening(fitted, gaps, influence)
-    assert 0 <= whole.by <= np.abs(influence).sum()
+    rows = np.array(hits) + 1, np.array(misses)
+    whole = binary_estimates(fitted, *rows, gaps)
+    for name, plain in binary_estimates(fitted, *rows).items():
+        assert whole[name].value == plain.value
+        assert whole[name].se == plain.se
+        assert 0 <= whole[name].widened.by <= 1
+        assert whole[name].low <= plain.low
+        assert whole[name].high >= plain.high
     for gap in gaps.largest:
         part = msgspec.structs.replace(gaps, largest=(gap,))
-        assert widening(fitted, part, influence).by <= whole.by
-        assert widening(fitted, part, -influence).by == pytest.approx(
-            widening(fitted, part, influence).by
-        )
+        for name, one in binary_estimates(fitted, *rows, part).items():
+            assert one.widened.by <= whole[name].widened.by
 
 
 # --- what a window says -----------------------------------------------------------------------------

@@ -15,14 +15,14 @@ score stays calibrated for. While an alarm on inputs or answers stands, the inte
 reference's segments show (`label_gaps`). None is promised when P(label | score) changes, so `residual_check` looks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from trimtab.detect.label_gaps import NONE_EXPECTED, Expected, Gaps, Widening, widening
+from trimtab.detect.label_gaps import NONE_EXPECTED, Expected, Gaps, Widening, bent
 from trimtab.detect.score_calibration import (
     Calibrator,
     Floats,
@@ -75,16 +75,49 @@ class Estimate(Struct, frozen=True):
 # --- estimates --------------------------------------------------------------------------------------
 
 
+class _Point(Struct, frozen=True):
+    """A figure under some shares of hits: its value, and rows with their influence, (BINS,) each, by answer."""
+
+    value: float
+    parts: tuple[tuple[Ints, Floats], ...]
+
+    @property
+    def per_bin(self) -> Floats:
+        """W: sum over answers of n I."""
+        return np.asarray(np.sum([rows * i for rows, i in self.parts], axis=0), np.float64)
+
+
+_Points = dict[str, _Point]
+
+
 def binary_estimates(
     fitted: Calibrator, positive: Ints, negative: Ints, gaps: Gaps = NO_GAPS
 ) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, f1 and auc of rows by bin, answered positive or negative.
 
-    A figure that is undefined (0/0) is left out. `gaps` widen the intervals. Each influence is I of (positive, negative) answers.
+    A figure that is undefined (0/0) is left out. `gaps` widen the intervals.
     """
-    g, n = fitted.shares, int(positive.sum() + negative.sum())
+    if not positive.any() and not negative.any():
+        return {}
+    return _estimates(fitted, gaps, lambda g: _binary(g, positive, negative))
+
+
+def multiclass_estimates(
+    fitted: Calibrator, rows: Ints, gaps: Gaps = NO_GAPS
+) -> dict[str, Estimate]:
+    """Return the accuracy of rows by bin of their likeliest class's score."""
+    n = int(rows.sum())
     if n == 0:
         return {}
+    each = np.full(BINS, 1 / n)
+    return _estimates(
+        fitted, gaps, lambda g: {"accuracy": _Point(float(rows @ g / n), ((rows, each),))}
+    )
+
+
+def _binary(g: Floats, positive: Ints, negative: Ints) -> _Points:
+    """Each influence is I of (positive, negative) answers."""
+    n = int(positive.sum() + negative.sum())
     tp, fn = float(positive @ g), float(negative @ g)
     said, right = int(positive.sum()), tp + float(negative @ (1 - g))
     one = np.ones(BINS)
@@ -102,32 +135,33 @@ def binary_estimates(
     of_auc = (below - above) / pairs - value * (q.sum() - p.sum()) / pairs
     found["auc"] = (value, of_auc, of_auc)
     return {
-        name: _estimate(fitted, gaps, value, (positive, on_positive), (negative, on_negative))
+        name: _Point(value, ((positive, on_positive), (negative, on_negative)))
         for name, (value, on_positive, on_negative) in found.items()
     }
 
 
-def multiclass_estimates(
-    fitted: Calibrator, rows: Ints, gaps: Gaps = NO_GAPS
+def _estimates(
+    fitted: Calibrator, gaps: Gaps, at: Callable[[Floats], _Points]
 ) -> dict[str, Estimate]:
-    """Return the accuracy of rows by bin of their likeliest class's score."""
-    n = int(rows.sum())
-    if n == 0:
-        return {}
-    value = float(rows @ fitted.shares / n)
-    return {"accuracy": _estimate(fitted, gaps, value, (rows, np.full(BINS, 1 / n)))}
+    points = at(fitted.shares)
+    widened = dict.fromkeys(points, Widening())
+    for segment in bent(fitted, gaps):
+        for name, point in at(segment.shares).items():
+            error = point.value - points[name].value
+            by = segment.excess(error, point.per_bin, gaps.segments)
+            if by > widened[name].by:
+                widened[name] = Widening(by, segment.segment)
+    return {name: _estimate(fitted, point, widened[name]) for name, point in points.items()}
 
 
-def _estimate(
-    fitted: Calibrator, gaps: Gaps, value: float, *parts: tuple[Ints, Floats]
-) -> Estimate:
+def _estimate(fitted: Calibrator, point: _Point, widened: Widening) -> Estimate:
     g = fitted.shares
-    label = sum(float((rows * g * (1 - g)) @ influence**2) for rows, influence in parts)
-    per_bin = np.sum([rows * influence for rows, influence in parts], axis=0)
-    se = (label + fitted.noise(per_bin)) ** 0.5
-    widened = widening(fitted, gaps, per_bin)
+    label = sum(float((rows * g * (1 - g)) @ influence**2) for rows, influence in point.parts)
+    se = (label + fitted.noise(point.per_bin)) ** 0.5
     half = normal_quantile(ALPHA) * se + widened.by
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), se, widened)
+    return Estimate(
+        point.value, max(0.0, point.value - half), min(1.0, point.value + half), se, widened
+    )
 
 
 # --- does the calibrator still hold? ----------------------------------------------------------------

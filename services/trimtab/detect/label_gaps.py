@@ -8,16 +8,17 @@ seen in the reference: in each segment the promise is bent to fit (Cox 1958),
 
 with u the place of bin b among the reference rows (mean 0, variance 1 there). It is fitted to the segment's
 labelled rows n_b with hits y_b by maximum likelihood under theta ~ N(0, 1), which keeps apart what few rows
-say nothing of. A figure with influences W_b (sum over answers of n I, see `label_free`) would be off, were
-all rows of the window of segment s, by
+say nothing of. Were all rows of the window of segment s, a figure f would be off by
 
-    e_s = sum_b W_b (p_sb - g_b),    variance s² = w' V w,  w = sum_b W_b p (1 - p) h_b,  h_b = (1, u_b)
+    e_s = f(p_s) - f(g),    variance s² = w' V w,  w = sum_b W_b p (1 - p) h_b,  h_b = (1, u_b)
+    W_b its influences at p_s (sum over answers of n I, see `label_free`)
     V = H⁻¹ F H⁻¹, F = sum_b n_b p (1 - p) h_b h_b', H = F + 1
 
 and the widening is max over s of sqrt(e_s² - z² s²), z the normal quantile of ALPHA over all k segments: what
 exceeds sampling error. A reference whose segments have none widens something at most once in twenty.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -101,22 +102,33 @@ def gaps_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> Gaps:
     return Gaps(len(enough), tuple(gap for _, gap in found[:MOST_KEPT]))
 
 
-def widening(fitted: Calibrator, gaps: Gaps, influence: Floats) -> Widening:
-    """Return what a figure may be off by under another mix; `influence` is W, shape (BINS,)."""
-    worst = Widening()
-    if not gaps.largest:
-        return worst
-    z, h, g = _limit(gaps.segments), np.stack(contrasts(fitted)), fitted.shares
+class Bent(Struct, frozen=True):
+    """The shares of hits in a segment, p_sb, shape (BINS,), with what makes V of theta a variance of a figure."""
+
+    segment: str
+    shares: Floats
+    directions: Floats
+    """p (1 - p) h_b, shape (2, BINS): what p_sb changes by with theta."""
+    variance: Floats
+    """V, shape (2, 2)."""
+
+    def excess(self, error: float, influence: Floats, segments: int) -> float:
+        """Return what `error` exceeds its sampling error by; `influence` is W at p_s, one of `segments` looked at."""
+        w = self.directions @ influence
+        noise = _limit(segments) ** 2 * float(w @ self.variance @ w)
+        return math.sqrt(max(0.0, error**2 - noise))
+
+
+def bent(fitted: Calibrator, gaps: Gaps) -> tuple[Bent, ...]:
+    """Return what the scores mean in each segment that has a gap."""
+    h = np.stack(contrasts(fitted)) if gaps.largest else np.zeros((2, 0))
+    found = []
     for gap in gaps.largest:
-        p = _bent(g, np.array(gap.theta) @ h)
-        error = float(influence @ (p - g))
-        w = h @ (influence * p * (1 - p))
+        p = _bent(fitted.shares, np.array(gap.theta) @ h)
         va, vc, vac = gap.variance
-        noise = w[0] ** 2 * va + w[1] ** 2 * vc + 2 * w[0] * w[1] * vac
-        by = max(0.0, error**2 - z**2 * float(noise)) ** 0.5
-        if by > worst.by:
-            worst = Widening(by, gap.segment)
-    return worst
+        v = np.array([[va, vac], [vac, vc]])
+        found.append(Bent(gap.segment, p, h * (p * (1 - p)), v))
+    return tuple(found)
 
 
 def expected_of(fitted: Calibrator, segments: Mapping[str, LabelledScores]) -> dict[str, Expected]:
