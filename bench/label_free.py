@@ -28,15 +28,9 @@ import numpy.typing as npt
 import rig
 from scipy.stats import rankdata
 
-from trimtab.detect.label_free import (
-    MOST_UNSUPPORTED,
-    LabelFree,
-    LabelledWindow,
-    binary_estimates,
-    estimated,
-    residual_check,
-)
+from trimtab.detect.label_free import MOST_UNSUPPORTED, LabelFree, binary_estimates, estimated
 from trimtab.detect.label_gaps import Gaps, gaps_of
+from trimtab.detect.label_residuals import LabelledWindow, residual_check
 from trimtab.detect.score_calibration import LEAST_NEAR, LabelledScores, calibrator
 from trimtab.stats.scorebins import BINS, score_bins
 

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.detect.label_free import (
-    LabelFree,
-    LabelledWindow,
-    binary_estimates,
-    estimated,
-    multiclass_estimates,
-    residual_check,
-)
+from trimtab.detect.label_free import LabelFree, binary_estimates, estimated, multiclass_estimates
 from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, expected_of, gaps_of
+from trimtab.detect.label_residuals import LabelledWindow, residual_check
 from trimtab.detect.score_calibration import LEAST_LABELS, LabelledScores, calibrator
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS, score_bins

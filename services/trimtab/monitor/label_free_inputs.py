@@ -12,13 +12,9 @@ from sqlalchemy import Connection
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import Baseline
-from trimtab.detect.label_free import (
-    NOT_CHECKED,
-    LabelFree,
-    LabelledWindow,
-    residual_check,
-)
+from trimtab.detect.label_free import LabelFree
 from trimtab.detect.label_gaps import NONE_EXPECTED, Expected, Gaps, expected_of, gaps_of
+from trimtab.detect.label_residuals import NOT_CHECKED, LabelledWindow, residual_check
 from trimtab.detect.score_calibration import LabelledScores, calibrator
 from trimtab.store.entries import BEGINNING_MS
 from trimtab.store.labelled_scores import (

@@ -13,8 +13,8 @@ from msgspec import Struct
 from sqlalchemy import Connection, and_, func, select, update
 
 from trimtab.contracts.model import Contract
-from trimtab.detect.label_free import LabelledWindow
 from trimtab.detect.label_gaps import LEAST_OF_SEGMENT
+from trimtab.detect.label_residuals import LabelledWindow
 from trimtab.detect.score_calibration import LabelledScores
 from trimtab.stats.performance import PerformanceState, merge_all
 from trimtab.stats.score_figures import hits_and_misses
