@@ -24,7 +24,7 @@ from trimtab.detect.reference import (
     labelled_figure,
     shortage,
 )
-from trimtab.detect.rules import rules_of
+from trimtab.detect.rules import flag_of, rules_of
 from trimtab.detect.verdict import reference_of
 from trimtab.records import Outcome
 from trimtab.stats.aggregate import ResourceState
@@ -82,19 +82,19 @@ class ReferenceReader:
     ) -> dict[str, ReferenceFigure]:
         """Return the reference of each rule that has one, by its text.
 
-        A window that was judged before (`head`) keeps the performance that it was compared with.
+        Of a rule that a window was judged by before (`head`), it keeps the performance it was compared with.
         """
         rules = [rule for rule in rules_of(contract) if rule.relative]
         if not rules or baseline is None or baseline.id is None:
             return {}
-        before = {} if head is None else reference_of(head.evidence.prior)
+        before = {} if head is None else _compared_with(head)
         found = {}
         for rule in rules:
             if not is_performance(rule):
                 found[rule.text] = self._counted(connection, contract, baseline, cuts, rule)
                 continue
             used = before.get(rule.text)
-            if used is None or shortage(rule, used, contract) is not None:
+            if used is None:
                 labels = self._labels_of(connection, contract, baseline.id, watermark_ms)
                 used = labelled_figure(rule, labels, judged, contract)
             found[rule.text] = used
@@ -223,6 +223,13 @@ class ReferenceReader:
             )
             self._live = {baseline_id: known}
         return known[1]
+
+
+def _compared_with(head: Head) -> dict[str, ReferenceFigure]:
+    """Return the reference of each rule that a window was judged by."""
+    judged = {finding.rule for finding in head.findings if flag_of(finding) is not None}
+    recorded = reference_of(head.evidence.prior)
+    return {text: found for text, found in recorded.items() if text in judged}
 
 
 def _waits(head: Head, rules: Sequence[Rule], contract: Contract) -> bool:
