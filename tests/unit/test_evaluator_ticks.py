@@ -16,7 +16,6 @@ from trimtab.errors import TrimtabError
 from trimtab.events.types import ResourceSample
 from trimtab.monitor import evaluator as evaluator_module
 from trimtab.monitor.evaluator import Evaluator
-from trimtab.monitor.verify import verify_verdict
 from trimtab.monitor.partition import gauges_of
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Outcome, Reason
