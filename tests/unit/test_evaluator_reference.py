@@ -151,8 +151,9 @@ def test_a_model_that_answers_worse_than_its_baseline_alarms(store: Store) -> No
     assert alert.summary.startswith("accuracy is 0.8, the reference 0.95: `accuracy < reference")
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 def test_windows_that_waited_for_the_baselines_labels_are_judged_when_they_come(
-    store: Store,
+    store: Store, restarted: bool
 ) -> None:
     world = World(store)
     world.windows(3)
@@ -161,6 +162,9 @@ def test_windows_that_waited_for_the_baselines_labels_are_judged_when_they_come(
         found = world.finding(number)
         assert (found.outcome, found.reason) == (Outcome.CANNOT_TELL, Reason.WAITING_FOR_LABELS)
         assert "the baseline has 0 labelled rows, 50 are wanted" in found.detail
+    if restarted:  # the labels come while no evaluator runs
+        world.evaluator.close()
+        world.evaluator = Evaluator(store, "two")
     for number in range(3):
         world.label(number, 190)
     world.judge()
@@ -168,8 +172,13 @@ def test_windows_that_waited_for_the_baselines_labels_are_judged_when_they_come(
     assert [world.finding(n).reference for n in numbers] == [0.95, 0.95]
     # They wait no longer, so that nothing more is revised.
     revisions = [world.revision(n) for n in numbers]
+    newest = world.windows(right=180)
+    if restarted:
+        world.evaluator.close()
+        world.evaluator = Evaluator(store, "three")
     world.judge()
     assert [world.revision(n) for n in numbers] == revisions == [2, 2]
+    assert world.revision(newest) == 1
 
 
 def test_a_judged_window_keeps_its_reference_when_the_baselines_labels_are_corrected(

@@ -125,6 +125,11 @@ class ReferenceReader:
         if not stand:
             return set()
         self._looked |= {(baseline.id, rule.text) for rule in stand}
+        # Where the newest window had the labels, those that waited were found when it was judged.
+        newest = heads_between(connection, contract.name, to_ms - contract.windows.length_ms, to_ms)
+        stand = [r for r in stand if not any(_has(h, r, baseline.id, contract) for h in newest)]
+        if not stand:
+            return set()
         back_ms = LOOKED_BACK_WINDOWS * contract.windows.length_ms
         heads = heads_between(connection, contract.name, to_ms - back_ms, to_ms)
         return {
@@ -230,6 +235,13 @@ def _compared_with(head: Head) -> dict[str, ReferenceFigure]:
     judged = {finding.rule for finding in head.findings if flag_of(finding) is not None}
     recorded = reference_of(head.evidence.prior)
     return {text: found for text, found in recorded.items() if text in judged}
+
+
+def _has(head: Head, rule: Rule, baseline_id: int, contract: Contract) -> bool:
+    """Whether a window's verdict had a reference that stands for a rule."""
+    found = reference_of(head.evidence.prior).get(rule.text)
+    same = head.evidence.baseline_id == baseline_id
+    return same and found is not None and shortage(rule, found, contract) is None
 
 
 def _waits(head: Head, rules: Sequence[Rule], contract: Contract) -> bool:
