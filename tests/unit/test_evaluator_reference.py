@@ -181,6 +181,24 @@ def test_windows_that_waited_for_the_baselines_labels_are_judged_when_they_come(
     assert world.revision(newest) == 1
 
 
+def test_labels_between_the_baselines_windows_are_not_its(store: Store) -> None:
+    world = World(store)
+    world.windows(2, right=190)
+    start_ms = START + world.next * LENGTH  # ten rows: too few for a window of the baseline
+    world.writer.rows(start_ms, {"x": [0.0] * 10}, prediction=["a"] * 10)
+    world.writer.labels(start_ms, [("a", "b")] * 10, predicted_rows=10)
+    world.next += 1
+    world.windows(right=190)
+    found = world.finding(world.windows(right=190))
+    assert (found.reference, found.value) == (0.95, 0.95)
+    assert "600 labelled rows" in found.detail
+    world.windows(40, right=190)
+    Housekeeping(store, "one", Relay(store, Sink(), "tt")).tick(START + 10_000_000)
+    with store.read() as connection:
+        (kept,) = connection.execute(select(baseline_performance)).all()
+    assert (kept.labelled_rows, kept.predicted_rows) == (600, 600)
+
+
 def test_a_judged_window_keeps_its_reference_when_the_baselines_labels_are_corrected(
     store: Store,
 ) -> None:

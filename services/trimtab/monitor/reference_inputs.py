@@ -1,13 +1,13 @@
 """What rules against the reference are compared with, as it is now; read only for contracts with such rules.
 
 Counts of a baseline never change and are kept in memory; its labels are read anew at every tick while they may
-still come, but only where a signature says that they are others.
+still come, but only those of windows whose signature says that they are others.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -30,13 +30,15 @@ from trimtab.records import Outcome
 from trimtab.stats.aggregate import ResourceState
 from trimtab.stats.cuts import ModelCuts
 from trimtab.store.baselines import gauges_of
+from trimtab.store.performance import VersionPerformance
 from trimtab.store.reference_labels import (
     Place,
     Signature,
     kept_labels,
-    labels_signature,
-    live_labels,
     place_of,
+    pooled,
+    window_labels,
+    window_signatures,
 )
 from trimtab.store.verdicts import Head, heads_between
 
@@ -56,7 +58,10 @@ class ReferenceReader:
         self._gauges: dict[int, ResourceState] = {}
         self._trees: OrderedDict[tuple[int, str | None, str | None], Figures] = OrderedDict()
         self._kept: dict[int, _Labels] = {}
-        self._live: dict[int, tuple[Signature, _Labels]] = {}
+        self._live: dict[int, dict[int, tuple[Signature, dict[str, VersionPerformance]]]] = {}
+        """Of each window of a baseline whose labels may still come, by its start."""
+        self._pooled: dict[int, _Labels] = {}
+        """Of all these together."""
         self._labels: dict[int, _Labels] = {}
         """Of this tick."""
         self._looked: set[tuple[int, str]] = set()
@@ -206,28 +211,31 @@ class ReferenceReader:
             return self._kept[baseline_id]
         kept = kept_labels(connection, baseline_id)
         if kept is not None:
-            self._kept = {
-                baseline_id: {
-                    version: Labelled(one.state, one.labelled_rows, one.predicted_rows)
-                    for version, one in kept.items()
-                }
-            }
+            self._kept = {baseline_id: _labels(kept)}
             return self._kept[baseline_id]
         if not place.starts_ms:
             return {}
-        signature = labels_signature(connection, model, place)
-        known = self._live.get(baseline_id)
-        if known is None or known[0] != signature:
-            live = live_labels(connection, model, place)
-            known = (
-                signature,
-                {
-                    version: Labelled(one.state, one.labelled_rows, one.predicted_rows)
-                    for version, one in live.items()
-                },
-            )
-            self._live = {baseline_id: known}
-        return known[1]
+        before = self._live.get(baseline_id, {})
+        signatures = window_signatures(connection, model, place)
+        if baseline_id not in self._pooled or signatures != {
+            at: s for at, (s, _) in before.items()
+        }:
+            now = {}
+            for start_ms, signature in signatures.items():
+                known = before.get(start_ms)
+                if known is None or known[0] != signature:
+                    known = signature, window_labels(connection, model, place, start_ms)
+                now[start_ms] = known
+            self._live = {baseline_id: now}
+            self._pooled = {baseline_id: _labels(pooled(found for _, found in now.values()))}
+        return self._pooled[baseline_id]
+
+
+def _labels(by_version: Mapping[str, VersionPerformance]) -> _Labels:
+    return {
+        version: Labelled(one.state, one.labelled_rows, one.predicted_rows)
+        for version, one in by_version.items()
+    }
 
 
 def _compared_with(head: Head) -> dict[str, ReferenceFigure]:

@@ -1,11 +1,11 @@
 """Performance: what joined labels say, as signed counts per pane; joiners write it, everybody reads it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import Connection, and_, select
 
 from trimtab.stats.performance import PerformanceState, merge_all
 from trimtab.store.dialect import insert_for
@@ -107,24 +107,17 @@ def window_performance(
     connection: Connection, model: str, start_ms: int, end_ms: int, segment: str = ""
 ) -> dict[str, VersionPerformance]:
     """Return the joined labels of rows with start_ms <= pane start < end_ms, by version."""
-    return performance_of(
-        connection.execute(
-            select(performance)
-            .where(
-                performance.c.model == model,
-                performance.c.pane_start_ms >= start_ms,
-                performance.c.pane_start_ms < end_ms,
-                performance.c.segment == segment,
-            )
-            .order_by(performance.c.pane_start_ms)
-        )
-    )
-
-
-def performance_of(stored: Iterable[Row[Any]]) -> dict[str, VersionPerformance]:
-    """Return the sum of rows of the table, by version."""
     found: dict[str, list[Any]] = {}
-    for row in stored:
+    for row in connection.execute(
+        select(performance)
+        .where(
+            performance.c.model == model,
+            performance.c.pane_start_ms >= start_ms,
+            performance.c.pane_start_ms < end_ms,
+            performance.c.segment == segment,
+        )
+        .order_by(performance.c.pane_start_ms)
+    ):
         found.setdefault(row.version, []).append(row)
     return {
         version: VersionPerformance(

@@ -6,19 +6,18 @@ is about to let them go, their sum is stored beside the baseline, once and for a
 The sum of a file's label column is stored there from the beginning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, func, insert, select
 
 from trimtab.contracts.model import Contract
-from trimtab.stats.performance import PerformanceState
-from trimtab.store.performance import VersionPerformance, performance_of
+from trimtab.stats.performance import PerformanceState, merge_all
+from trimtab.store.performance import VersionPerformance, window_performance
 from trimtab.store.tables import baseline_performance, baseline_windows, baselines, performance
-from trimtab.windows.panes import start_of
 
 Signature = tuple[int, ...]
-"""What changes whenever a label of the baseline's windows changes."""
+"""What changes whenever a label of a window changes."""
 
 
 class Place(Struct, frozen=True):
@@ -69,29 +68,50 @@ def kept_labels(connection: Connection, baseline_id: int) -> dict[str, VersionPe
     return found or None
 
 
-def labels_signature(connection: Connection, model: str, place: Place) -> Signature:
-    """Return a signature of the labels in the range of a baseline's windows without reading their states."""
+def window_signatures(connection: Connection, model: str, place: Place) -> dict[int, Signature]:
+    """Return a signature of the labels of each of a baseline's windows that has any, without reading states."""
     columns = performance.c
-    row = connection.execute(
-        select(
-            func.count(),
-            func.sum(columns.labelled_rows),
-            func.sum(columns.predicted_rows),
-            func.sum(columns.position),
-        ).where(*_within(model, place))
-    ).one()
-    return tuple(int(value or 0) for value in row)
-
-
-def live_labels(connection: Connection, model: str, place: Place) -> dict[str, VersionPerformance]:
-    """Return the labels that have come so far for rows of a baseline's windows, by version."""
-    own = set(place.starts_ms)
+    start_ms = columns.pane_start_ms - columns.pane_start_ms % place.length_ms
     rows = connection.execute(
-        select(performance).where(*_within(model, place)).order_by(performance.c.pane_start_ms)
+        select(
+            start_ms.label("start_ms"),
+            func.count().label("panes"),
+            func.sum(columns.labelled_rows).label("labelled"),
+            func.sum(columns.predicted_rows).label("predicted"),
+            func.sum(columns.position).label("positions"),
+        )
+        .where(*_within(model, place))
+        .group_by(start_ms)
     )
-    return performance_of(
-        row for row in rows if start_of(row.pane_start_ms, place.length_ms) in own
-    )
+    own = set(place.starts_ms)
+    return {
+        int(row.start_ms): tuple(map(int, (row.panes, row.labelled, row.predicted, row.positions)))
+        for row in rows
+        if int(row.start_ms) in own
+    }
+
+
+def window_labels(
+    connection: Connection, model: str, place: Place, start_ms: int
+) -> dict[str, VersionPerformance]:
+    """Return the labels that have come so far for rows of one of a baseline's windows, by version."""
+    return window_performance(connection, model, start_ms, start_ms + place.length_ms)
+
+
+def pooled(windows: Iterable[Mapping[str, VersionPerformance]]) -> dict[str, VersionPerformance]:
+    """Return the labels of several windows together, by version."""
+    parts: dict[str, list[VersionPerformance]] = {}
+    for by_version in windows:
+        for version, one in by_version.items():
+            parts.setdefault(version, []).append(one)
+    return {
+        version: VersionPerformance(
+            merge_all(one.state for one in found) or PerformanceState(),
+            sum(one.labelled_rows for one in found),
+            sum(one.predicted_rows for one in found),
+        )
+        for version, found in sorted(parts.items())
+    }
 
 
 def _within(model: str, place: Place) -> tuple[ColumnElement[bool], ...]:
@@ -130,7 +150,12 @@ def labels_due(
         place = place_of(connection, row.id)
         most = _most_labelled(connection, contract.name, place)
         if most is not None and (expires or most >= contract.windows.min_rows):
-            due[row.id] = live_labels(connection, contract.name, place)
+            starts = window_signatures(connection, contract.name, place)
+            found = pooled(
+                window_labels(connection, contract.name, place, start_ms) for start_ms in starts
+            )
+            if found:
+                due[row.id] = found
     return due
 
 
