@@ -273,6 +273,29 @@ def test_after_a_promotion_the_reference_is_the_new_versions(store: Store) -> No
     assert world.finding(old).reference == 0.95
 
 
+def test_a_new_reference_alone_resolves_no_alert(store: Store) -> None:
+    """As with drift: what is accepted as usual must not be what hurts."""
+    missing = "missing_rate(x) > reference + 0.02"
+    world = World(store, contract(missing, "accuracy < 0.9"))
+    world.windows(3, right=190)
+    since = world.next
+    world.windows(13, right=170, missing=40)
+    end_ms = START + world.next * LENGTH
+    baselines.rebase(store, "m", START + since * LENGTH, end_ms, "rebase", world.now_ms)
+    found = world.finding(world.windows(right=170, missing=40))
+    assert (found.outcome, found.reference) == (Outcome.OK, 0.2)
+
+    def alert() -> Any:
+        with store.read() as connection:
+            return next(
+                (a for a in alerts.open_alerts(connection, "m") if a.condition == missing), None
+            )
+
+    assert alert() is not None
+    world.windows(right=190, missing=40)
+    assert alert() is None
+
+
 def test_a_version_that_the_baseline_has_not_seen_is_held_to_its_predecessors(
     store: Store,
 ) -> None:
