@@ -18,7 +18,7 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import merge_states, usable
 from trimtab.detect.observed import Observed
 from trimtab.errors import NotFoundError, TrimtabError
-from trimtab.stats.aggregate import PaneState
+from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import (
     Cuts,
     ModelCuts,
@@ -30,6 +30,7 @@ from trimtab.stats.cuts import (
 from trimtab.store.engine import Store
 from trimtab.store.labelled_scores import FILE, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
+from trimtab.store.performance import VersionPerformance
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
@@ -37,6 +38,7 @@ from trimtab.store.reference_file import (
     reference_labels,
     reference_performance,
 )
+from trimtab.store.reference_labels import keep_labels
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
 from trimtab.windows.panes import start_of
 
@@ -167,6 +169,14 @@ def state_of_windows(
         )
     )
     return merge_states(PaneState.from_bytes(bytes(state)) for state in found)
+
+
+def gauges_of(connection: Connection, baseline_id: int) -> ResourceState:
+    """Return the samples of resources in all of a baseline's windows."""
+    found = ResourceState()
+    for _, one in observed_windows(connection, baseline_id):
+        found = found.merge(one.resources)
+    return found
 
 
 def windows_of(
@@ -587,15 +597,18 @@ def fit_from_file(
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}
+    joined: dict[str, VersionPerformance] = {}
     if table.label is not None and table.prediction is not None:
         labelled = reference_labels(contract, table)
+        answered = sum(answer is not None for answer in table.prediction)
+        joined = {FILE: VersionPerformance(labelled, labelled.rows + labelled.unusable, answered)}
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
             notes |= labelled_scores_note(contract, {FILE: labelled})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)
-        return add_baseline(
+        made = add_baseline(
             connection,
             model,
             windows,
@@ -605,3 +618,6 @@ def fit_from_file(
             now_ms,
             dated=time_column is not None,
         )
+        if joined:
+            keep_labels(connection, made, joined)
+    return made
