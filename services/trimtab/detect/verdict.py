@@ -97,16 +97,13 @@ def observed(inputs: WindowInputs) -> Observed | None:
     """Return what the detector looks at of a window; None where it may not look.
 
     Of a window that lost messages, may get more rows, has another length or was counted under other cuts, it
-    learns nothing.
+    learns nothing. Of one without rows it learns the volume: that traffic has stopped is what people want to hear first.
     """
-    watching, state = inputs.detector, inputs.state
-    if (
-        not isinstance(watching, Watching)
-        or state is None
-        or state.cuts_id != watching.cuts.cuts_id
-    ):
+    watching = inputs.detector
+    if not isinstance(watching, Watching) or inputs.stalled is not None or inputs.lost:
         return None
-    if inputs.stalled is not None or inputs.lost or not state.rows:
+    state = inputs.state or PaneState(cuts_id=watching.cuts.cuts_id)
+    if state.cuts_id != watching.cuts.cuts_id:
         return None
     if inputs.window_end_ms - inputs.window_start_ms != watching.detector.length_ms:
         return None
@@ -168,7 +165,8 @@ def evaluate(
         findings += inputs.detector.findings
         tree["detector"] = inputs.detector.tree
     elif said is not None:
-        findings += said.findings
+        # Of no rows nothing is known but that there are none.
+        findings += [f for f in said.findings if tree["rows"] or _is_of_volume(f)]
         tree["detector"] = said.tree
     else:
         tree["detector"] = {"id": None, "reason": _no_detector(inputs)}
@@ -198,6 +196,10 @@ def evaluate(
         ),
         changed=inputs.changed,
     )
+
+
+def _is_of_volume(finding: Finding) -> bool:
+    return finding.kind is Kind.VOLUME and finding.outcome is not Outcome.OK
 
 
 def encode(verdict: Verdict) -> bytes:
