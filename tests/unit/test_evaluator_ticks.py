@@ -16,7 +16,6 @@ from trimtab.errors import TrimtabError
 from trimtab.events.types import ResourceSample
 from trimtab.monitor import evaluator as evaluator_module
 from trimtab.monitor.evaluator import Evaluator
-from trimtab.monitor.verify import verify_verdict
 from trimtab.monitor.partition import gauges_of
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Outcome, Reason
@@ -256,6 +255,22 @@ def test_a_late_row_makes_a_revision_that_says_what_changed(local):
     ]
     assert newest.changed == "+7 rows"
     assert newest.figures["rows"] == 207
+
+
+def test_labels_that_are_taken_back_give_the_verdict_of_before_again(store):
+    """The evidence is what it was two revisions ago: the latest verdict must rest on it, not on what is no more."""
+    world = World(store, contract())
+    world.calm(4)
+    world.tick()  # the first three were the baseline
+    for right, wrong in ((100, 100), (190, 10)):
+        world.label(3, right, wrong)
+        world.tick(LENGTH / SECOND)
+    history = [row.verdict for row in verdicts.verdict_history(store, "m", START + 3 * LENGTH)]
+    assert [one.revision for one in history] == [1, 2, 3]
+    digests = [one.evidence.input_digest for one in history]
+    assert digests[0] == digests[2] != digests[1]
+    assert history[0].findings == history[2].findings
+    assert all(one.confirmed for one in verified(store))
 
 
 def test_what_is_lost_revises_windows_that_were_judged_and_again_when_it_is_known_how_much(store):

@@ -46,7 +46,6 @@ from trimtab.store.detectors import add_detector, find_detector, save_states
 from trimtab.store.engine import Store
 from trimtab.store.flushes import held_total
 from trimtab.store.leases import Lease, acquire, check, release
-from trimtab.store.ledger import LossSpan
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.panes import first_start_ms, starts_with_rows
 from trimtab.store.samples import window_joint
@@ -61,7 +60,6 @@ from trimtab.store.verdicts import (
     progress_of,
     save_progress,
     windows_ending,
-    windows_within,
 )
 from trimtab.store.watermarks import watermark_of
 from trimtab.store.window_state import WindowState, segment_states
@@ -326,7 +324,7 @@ class Evaluator:
             touched = flushed.pane_starts_ms | joined.pane_starts_ms
             changed = {
                 *_windows_of(connection, reader, touched, done_ms),
-                *_windows_of_losses(connection, model, flushed.lost),
+                *flushed.windows_ms,
                 *progress.pending,
                 *(start_ms for start_ms in due if not _has_labels(reader, connection, start_ms)),
             }
@@ -581,14 +579,6 @@ def _windows_of(
                 continue  # in no window, nor in a whole one
         found.add(start_ms)
     return found
-
-
-def _windows_of_losses(
-    connection: Connection, model: str, lost: Iterable[LossSpan]
-) -> Iterable[int]:
-    """Starts of judged windows whose messages may count as lost now, or may no longer."""
-    for span in set(lost):
-        yield from windows_within(connection, model, span.from_ms, span.to_ms)
 
 
 def _may_be_judged_late(

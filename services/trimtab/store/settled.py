@@ -12,7 +12,7 @@ from trimtab.store.joiners import read_positions
 from trimtab.store.label_runs import DUPLICATES_SHARD
 from trimtab.store.ledger import read_ledger
 from trimtab.store.tables import contracts, evaluations, joiners, label_runs, models, watermarks
-from trimtab.store.verdicts import flushed_since, joined_since, progress_of
+from trimtab.store.verdicts import Progress, flushed_since, joined_since, progress_of
 from trimtab.store.watermarks import watermark
 from trimtab.windows.panes import start_of
 from trimtab.windows.rollup import Judged
@@ -121,8 +121,7 @@ def standing(connection: Connection, contract: Contract) -> Standing | None:
     if progress is None:
         return None
     window_ms = contract.windows.length_ms
-    changed = flushed_since(connection, contract.name, progress.seen).pane_starts_ms
-    changed |= joined_since(connection, contract.name, progress.joined).pane_starts_ms
+    changed = _changed(connection, contract.name, progress)
     waiting = [*(start_of(start_ms, window_ms) for start_ms in changed), *progress.pending]
     unjoined_ms = unjoined_from_ms(connection, contract.name)
     done_ms = progress.evaluated_to_ms
@@ -138,13 +137,19 @@ def standing(connection: Connection, contract: Contract) -> Standing | None:
     )
 
 
+def _changed(connection: Connection, model: str, progress: Progress) -> frozenset[int]:
+    """Return starts of panes and windows that the evaluator has still to look at."""
+    flushed = flushed_since(connection, model, progress.seen)
+    joined = joined_since(connection, model, progress.joined)
+    return flushed.pane_starts_ms | flushed.windows_ms | joined.pane_starts_ms
+
+
 def judged_to_ms(connection: Connection, model: str) -> int | None:
     """Return up to where no window of the model waits for a verdict; None while none has one."""
     progress = progress_of(connection, model)
     if progress is None:
         return None
-    changed = flushed_since(connection, model, progress.seen).pane_starts_ms
-    changed |= joined_since(connection, model, progress.joined).pane_starts_ms
+    changed = _changed(connection, model, progress)
     return min((progress.evaluated_to_ms, *changed, *progress.pending))
 
 
@@ -165,8 +170,7 @@ def _unjudged(connection: Connection, model: str, now_ms: int) -> str:
         return "" if mark.ms is None else "windows to judge"
     if progress.evaluated_to_ms + length_ms <= mark.ms:
         return f"{(mark.ms - progress.evaluated_to_ms) // length_ms:,} windows to judge"
-    changed = flushed_since(connection, model, progress.seen).pane_starts_ms
-    changed |= joined_since(connection, model, progress.joined).pane_starts_ms
+    changed = _changed(connection, model, progress)
     # Gauges of a window that is open are looked at when it closes.
     again = [start_ms for start_ms in changed if start_ms < progress.evaluated_to_ms]
     if again or progress.pending:

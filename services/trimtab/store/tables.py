@@ -425,7 +425,6 @@ verdicts = Table(
     Column("body", Text, nullable=False),  # Verdict as JSON
     Column("created_ms", Ms, nullable=False),
     UniqueConstraint("model", "window_start_ms", "revision"),
-    UniqueConstraint("model", "window_start_ms", "input_digest"),
     Index(None, "model", "latest", "window_start_ms"),
 )
 

@@ -11,7 +11,7 @@ from trimtab.errors import NotFoundError
 from trimtab.records import Evidence, Finding, Reason, Verdict
 from trimtab.store.dialect import insert_for
 from trimtab.store.engine import Store
-from trimtab.store.ledger import LossSpan, losses_since
+from trimtab.store.ledger import losses_since
 from trimtab.store.tables import (
     evaluations,
     panes,
@@ -77,12 +77,16 @@ def verdict(store: Store, verdict_id: int) -> VerdictRow:
 
 
 def add_verdict(connection: Connection, new: Verdict, now_ms: int) -> int | None:
-    """Insert a verdict and make it its window's latest; None when this evidence is there already."""
+    """Insert a verdict and make it its window's latest; None when the latest rests on this evidence already.
+
+    Evidence may come back: a label is withdrawn, a loss turns out to lie elsewhere. Then it is judged again.
+    """
     known = connection.scalar(
         select(verdicts.c.id).where(
             verdicts.c.model == new.model,
             verdicts.c.window_start_ms == new.window_start_ms,
             verdicts.c.input_digest == new.evidence.input_digest,
+            verdicts.c.latest,
         )
     )
     if known is not None:
@@ -239,7 +243,8 @@ class Touched(Struct, frozen=True):
 
     pane_starts_ms: frozenset[int]
     positions: dict[str, int]
-    lost: tuple[LossSpan, ...] = ()
+    windows_ms: frozenset[int] = frozenset()
+    """Starts of judged windows whose messages may count as lost now, or may no longer."""
 
 
 def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -> Touched:
@@ -266,11 +271,12 @@ def flushed_since(connection: Connection, model: str, seen: Mapping[str, int]) -
             for start_ms, flush_seq in rows:
                 found.add(start_ms)
                 positions[key] = max(positions.get(key, -1), flush_seq)
-    lost = losses_since(connection, model, seen)
-    for span in lost:
+    windows = set[int]()
+    for span in losses_since(connection, model, seen):
         key = str(span.partition_id)
         positions[key] = max(positions.get(key, -1), span.flush_seq)
-    return Touched(frozenset(found), positions, tuple(lost))
+        windows.update(windows_within(connection, model, span.from_ms, span.to_ms))
+    return Touched(frozenset(found), positions, frozenset(windows))
 
 
 def _last_flushes_of_rows(model: str) -> Select[Any]:

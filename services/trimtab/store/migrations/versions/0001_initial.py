@@ -528,12 +528,6 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "model",
             "window_start_ms",
-            "input_digest",
-            name=op.f("uq_verdicts_model_window_start_ms_input_digest"),
-        ),
-        sa.UniqueConstraint(
-            "model",
-            "window_start_ms",
             "revision",
             name=op.f("uq_verdicts_model_window_start_ms_revision"),
         ),
