@@ -113,6 +113,32 @@ def delays(seeds: int) -> dict[str, float]:
     return result
 
 
+def odd_rows(seeds: int, count: int) -> dict[str, float]:
+    """Alarms per budget of the outliers of usual rows, and windows until rows far out in three of ten features are found."""
+    alone: list[float] = []
+    delay: dict[float, list[int]] = {0.005: [], 0.01: [], 0.02: []}
+    first = traffic.START + REFERENCE * traffic.HOUR
+    for seed in range(seeds):
+        rng = np.random.default_rng(200 + seed)
+        cuts = traffic.scored_cuts(rng)
+        detector = traffic.detector_of(cuts, traffic.odd_rows(cuts, rng, REFERENCE))
+        said = traffic.follow(
+            detector, cuts, traffic.odd_rows(cuts, rng, count), first, unmute=True
+        )
+        alone.append(sum(one.alarm for one in said) * BUDGET / count)
+        for share, found in delay.items():
+            said = traffic.follow(detector, cuts, traffic.odd_rows(cuts, rng, 100, share), first)
+            found.append(next((at + 1 for at, one in enumerate(said) if one.alarm), 100))
+    return {
+        "alone_outliers": float(np.mean(alone)),
+        "worst_outliers": max(alone),
+        **{
+            f"delay_outliers_{100 * share:g}_percent": float(np.median(found))
+            for share, found in delay.items()
+        },
+    }
+
+
 def _fastest(run: Callable[[], object], repeats: int) -> float:
     """Seconds of the fastest of some runs."""
     best = float("inf")
@@ -188,7 +214,8 @@ def main() -> None:
     seeds, count, repeats = (
         (QUICK_SEEDS, QUICK_WINDOWS, 20) if given.quick else (SEEDS, WINDOWS, 100)
     )
-    result = budgets(seeds, count) | delays(seeds) | updates(repeats) | rows(repeats)
+    result = budgets(seeds, count) | delays(seeds) | odd_rows(seeds, count)
+    result |= updates(repeats) | rows(repeats)
     rig.show(result, as_json=given.json, seeds=seeds, windows=count)
 
 

@@ -133,18 +133,21 @@ def _places(cut: Cuts, scored: FeatureSurprise, column: Floats | Coded) -> Ints:
     assert isinstance(cut, NumericCuts)
     values = at_precision(cut, column)
     places = _number_bins(cut, values)
-    if scored.minimum is not None and scored.maximum is not None:
-        # An infinity has a bin of its own, and NaN compares false.
-        places[(values < scored.minimum) & (values > -np.inf)] = cut.size
-        places[(values > scored.maximum) & (values < np.inf)] = cut.size + 1
+    least, greatest = scored.minimum, scored.maximum
+    if least is None or greatest is None or not values.size:
+        return places
+    # Usual batches have neither; NaN makes both ends NaN. An infinity has a bin of its own.
+    if not values.min() >= least:
+        places[(values < least) & (values > -np.inf)] = cut.size
+    if not values.max() <= greatest:
+        places[(values > greatest) & (values < np.inf)] = cut.size + 1
     return places
 
 
 def _number_bins(cut: NumericCuts, values: Floats) -> Ints:
     """Return the bin of each value in a count vector, shape (rows,)."""
-    usual = np.isfinite(values)
-    whole = bool(usual.all())
-    finite = values if whole else np.where(usual, values, 0.0)
+    whole = not values.size or (math.isfinite(values.min()) and math.isfinite(values.max()))
+    finite = values if whole else np.where(np.isfinite(values), values, 0.0)
     if values.size >= GRID_ROWS and cut.grid is not None:
         found = cut.grid.bins(finite)
     else:
