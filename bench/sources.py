@@ -214,7 +214,7 @@ def main() -> None:
     seeds, count, repeats = (
         (QUICK_SEEDS, QUICK_WINDOWS, 20) if given.quick else (SEEDS, WINDOWS, 100)
     )
-    result = budgets(seeds, count) | delays(seeds) | odd_rows(seeds, count)
+    result = budgets(seeds, count) | delays(seeds) | odd_rows(2 * seeds, count)
     result |= updates(repeats) | rows(repeats)
     rig.show(result, as_json=given.json, seeds=seeds, windows=count)
 
