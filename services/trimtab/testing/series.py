@@ -329,8 +329,8 @@ def _observe(
         bounds = (feature.min, feature.max) if feature else (None, None)
         numeric[name] = Column(numbers, wrong, bounds)
     statuses = {"ok": count - errors, "error": errors}
-    numbers = {name: column.values for name, column in numeric.items()}
-    rules = {abnormal.OUTLIER: int(outlying(cuts, numbers, categories, count).sum())}
+    values_of = {name: column.values for name, column in numeric.items()}
+    rules = {abnormal.OUTLIER: int(outlying(cuts, values_of, categories, count).sum())}
     pane = observe_pane(
         cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules=rules
     )
