@@ -169,6 +169,26 @@ def test_no_rows_have_no_scores_and_cuts_without_outliers_find_none(cuts):
     assert explain(old, {"n0": np.array([1e9])}, {}, 1) == []
 
 
+def test_a_row_has_the_same_score_alone_and_among_many(cuts):
+    """Replicas, replays and recounts batch rows otherwise; the places of many are found another way than of one."""
+    numbers, categories = reference_columns(8, 700)
+    numbers["n0"][::50] = 1e300
+    numbers["n1"][::70] = np.inf
+    together = scores(cuts, numbers, categories, 700).tolist()
+    alone = [
+        int(
+            scores(
+                cuts,
+                {name: values[i : i + 1] for name, values in numbers.items()},
+                {name: column.take(slice(i, i + 1)) for name, column in categories.items()},
+                1,
+            )[0]
+        )
+        for i in range(700)
+    ]
+    assert together == alone
+
+
 # --- as a part of the cuts ----------------------------------------------------------------------------
 
 
