@@ -103,17 +103,18 @@ def test_rows_unlike_the_reference_are_counted_as_outliers_and_break_no_rule():
         {"age": 41, "amount": 0.1, "channel": "web"},
         {"age": 95, "amount": 9.0, "channel": "web"},
         {"age": 95, "amount": 0.1, "channel": "web"},  # odd in one way only
-        {"age": "old", "amount": -9.0, "channel": "fax", "more": 1},
+        {"age": "old", "amount": -9.0, "channel": "fax", "more": 1},  # and rates of their own
+        {"age": -30, "amount": -9.0, "channel": "fax"},
     ]
     events = [
         Inference(id=str(i), model="m", version="1", time=0, features=features, prediction="a")
         for i, features in enumerate(given)
     ]
     view = ModelView(1, contract)
-    rows = single_block(view, np.arange(4), events, typed=False)
+    rows = single_block(view, np.arange(5), events, typed=False)
     masks = rule_masks(view, cuts, rows)
-    assert masks[abnormal.OUTLIER].tolist() == [False, True, False, True]
-    assert masks[abnormal.REQUEST].tolist() == [False, False, False, True]  # for other reasons
+    assert masks[abnormal.OUTLIER].tolist() == [False, True, False, False, True]
+    assert masks[abnormal.REQUEST].tolist() == [False, False, False, True, True]
     # However rows are batched, each is told by itself.
     for i, row in enumerate(masks[abnormal.OUTLIER].tolist()):
         one = rows.take(np.array([i]))

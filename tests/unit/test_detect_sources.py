@@ -335,6 +335,9 @@ def test_cuts_of_too_few_rows_watch_no_outliers_and_say_so():
         "outliers",
         "the cuts come from 200 rows; to score rows takes 1000",
     )
+    alone = model_cuts([("income", NORMAL)], outliers=Outliers(held_rows=2_000))
+    (skipped,) = Contrasts.of(alone, Observed(state=PaneState(alone.cuts_id, 500))).skipped
+    assert skipped.why == "an outlier is unusual in several features; that takes 2 at least"
 
 
 def test_a_change_in_one_segment_is_found_there_and_not_elsewhere(detector):

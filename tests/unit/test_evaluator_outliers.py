@@ -46,7 +46,7 @@ class World(HourlyWorld):
         columns = {name: self.rng.normal(size=rows) for name in (*NUMBERS, "secret")}
         odd = np.arange(rows) < far * rows
         columns["income"][odd] = 99.0
-        columns["debts"][odd] *= 1e-9
+        columns["debts"][odd] = -99.0
         columns["years"][odd] = -4.5
         channel = np.where(odd, "fax", np.where(self.rng.random(rows) < 0.3, "app", "web"))
         return {name: values.tolist() for name, values in columns.items()} | {
@@ -113,7 +113,7 @@ def test_examples_of_outliers_say_what_makes_them_so(local, tmp_path):
     first = odd["outliers"][0]
     assert first["score"] > odd["threshold"] > 0
     assert {why["feature"]: why["says"] for why in first["why"]} == {
-        "channel": "unseen",
+        "debts": "below all of the reference",
         "income": "above all of the reference",
         "years": "below all of the reference",
     }

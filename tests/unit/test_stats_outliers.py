@@ -55,9 +55,9 @@ def cuts():
 
 
 def surprise(cuts, name, values):
-    """What one column adds to the scores, in nats."""
-    column = {name: values}
-    numbers, categories = ({}, column) if isinstance(values, Coded) else (column, {})
+    """What one column adds to the scores, in nats, beside another that is beyond the reference in every row."""
+    numbers, categories = {"n5": np.full(len(values), 99.0)}, {}
+    (categories if isinstance(values, Coded) else numbers)[name] = values
     return (scores(cuts, numbers, categories, len(values)) * UNIT_NATS).tolist()
 
 
@@ -92,22 +92,23 @@ def test_a_row_unusual_in_several_ways_is_one_and_in_one_way_is_none(cuts):
 def test_an_outlier_is_explained_by_its_strongest_features(cuts):
     numbers, categories = reference_columns(4, 100)
     numbers["n0"][9], numbers["n1"][9], numbers["n2"][9] = 50.0, -50.0, np.nan
-    numbers["skewed"][9] = np.inf
+    numbers["skewed"][9] = 1e9
+    numbers["mostly_zero"][9] = 2.0
     found = explain(cuts, numbers, categories, 100)
     assert found[0].row == 9
     assert len(found[0].why) == 3
-    told = {why.feature: why.says for why in found[0].why}
-    assert told["n2"] == "missing"
-    assert told["skewed"] == "positive infinity"
+    assert {why.feature: why.says for why in found[0].why} == {
+        "n0": "above all of the reference",
+        "n1": "below all of the reference",
+        "skewed": "above all of the reference",
+    }
     assert explain(cuts, numbers, categories, 100, most=0) == []
 
 
 @pytest.mark.parametrize(
     ("feature", "value", "says"),
     [
-        ("channel", "fax", "unseen"),
         ("channel", "branch", "rare value branch"),
-        ("channel", None, "missing"),
         ("n0", -99.0, "below all of the reference"),
         ("n0", 99.0, "above all of the reference"),
         ("n0", -2.9, "low"),
@@ -124,18 +125,45 @@ def test_reasons_are_told_in_words(cuts, feature, value, says):
     assert [(why.feature, why.says) for why in found[0].why] == [(feature, says)]
 
 
-def test_rare_unseen_and_missing_values_surprise_more_and_more(cuts):
-    web, branch, fax, nothing = surprise(
-        cuts, "channel", Coded.of_keys(["web", "branch", "fax", None])
+def test_the_rarer_a_category_the_more_it_surprises_and_what_has_a_rate_of_its_own_does_not(cuts):
+    keys = ["web", "app", "branch", "fax", None]
+    web, app, branch, unseen, missing = surprise(cuts, "channel", Coded.of_keys(keys))
+    assert web < 0 < app < branch
+    assert unseen == missing == 0
+    odd = np.array([np.nan, np.inf, -np.inf])
+    assert surprise(cuts, "n0", odd) == [0, 0, 0]
+
+
+def test_what_is_unusual_in_one_feature_alone_makes_no_outlier(cuts):
+    """However far out: the feature's own contrasts and rates see it, and an outlier says something else."""
+    numbers, categories = reference_columns(9, 500)
+    usual = outlying(cuts, numbers, categories, 500)
+    median = {name: np.where(usual, 0.5, values) for name, values in numbers.items()}
+    for name in ("n0", "skewed"):
+        assert not outlying(cuts, median | {name: np.full(500, -1e9)}, categories, 500).all()
+    far = {name: np.full(500, -1e9) for name in ("n0", "n1", "n2")}
+    assert outlying(cuts, median | far, categories, 500).all()
+
+
+def test_values_too_rare_for_a_bin_are_rare():
+    values = [f"v{i}" for i in range(60) for _ in range(40)]
+    cut = build_category_cuts(values)
+    columns = {"c": Coded.of_keys(values), "d": Coded.of_keys(["a"] * 2_399 + ["b"])}
+    named = {"c": cut, "d": build_category_cuts(["a"] * 2_399 + ["b"])}
+    found = model_cuts(named.items(), outliers=fit(named, {}, columns, 2_400))
+    every = msgspec.structs.replace(found.outliers, threshold=-(10**6))
+    every_row_is_one = msgspec.structs.replace(found, outliers=every)
+    odd = {"c": Coded.of_keys([cut.others[0]]), "d": Coded.of_keys(["b"])}
+    (row,) = explain(every_row_is_one, {}, odd, 1)
+    assert [why.says for why in row.why] == ["rare value b"]
+    scored = {one.name: one for one in found.outliers.features}["c"]
+    assert scored.surprise[cut.size - 1] * UNIT_NATS == pytest.approx(
+        math.log(6) - (5 / 6 * math.log(60) + 1 / 6 * math.log(6)), abs=0.001
     )
-    assert web < 0 < branch < fax <= nothing + 1e-9
 
 
 def test_a_value_that_most_rows_hold_is_no_surprise(cuts):
     assert surprise(cuts, "mostly_zero", np.array([0.0, -0.0])) == [-1.0, -1.0]
-    assert surprise(cuts, "sparse", np.array([np.nan]))[0] == pytest.approx(
-        -math.log(0.3), abs=0.05
-    )
 
 
 def test_too_few_held_rows_make_no_outliers():
@@ -148,12 +176,17 @@ def test_too_few_held_rows_make_no_outliers():
     assert finds_outliers(fitted(rows=1_000))
 
 
+def test_a_single_feature_makes_no_outliers():
+    values = np.random.default_rng(1).normal(size=2_000)
+    features = {"x": build_numeric_cuts(values)}
+    assert fit(features, {"x": values}, {}, 2_000) == Outliers(held_rows=2_000)
+
+
 def test_what_no_contract_declares_adds_nothing_and_what_does_not_fit_is_refused(cuts):
     numbers, categories = reference_columns(7, 50)
-    whole = scores(cuts, numbers, categories, 50)
+    missing = scores(cuts, numbers | {"n0": np.full(50, np.nan)}, categories, 50)
     without = {name: values for name, values in numbers.items() if name != "n0"}
-    rest = scores(cuts, without, categories, 50)
-    assert (whole - rest == scores(cuts, {"n0": numbers["n0"]}, {}, 50)).all()
+    assert (scores(cuts, without, categories, 50) == missing).all()
     numbers["n1"] = numbers["n1"][:49]
     with pytest.raises(ValueError, match="49 values for 50 rows"):
         scores(cuts, numbers, categories, 50)
@@ -228,8 +261,10 @@ def test_bins_of_rows_are_those_that_are_counted(reference, values):
     """Each value's surprise is that of the bin it is counted in, or of being beyond the reference."""
     cut = build_numeric_cuts(reference)
     rows = np.array((reference * LEAST_HELD_ROWS)[:LEAST_HELD_ROWS])
-    found = model_cuts([("x", cut)], outliers=fit({"x": cut}, {"x": rows}, {}, rows.size))
-    (scored,) = found.outliers.features
+    zero = build_numeric_cuts(np.zeros(rows.size))
+    named, columns = {"x": cut, "zero": zero}, {"x": rows, "zero": np.zeros(rows.size)}
+    found = model_cuts(named.items(), outliers=fit(named, columns, {}, rows.size))
+    scored = found.outliers.features[0]
     given = np.array(values, dtype=float)
     expected = []
     for value in given:
@@ -239,7 +274,8 @@ def test_bins_of_rows_are_those_that_are_counted(reference, values):
             place = cut.size if value < finite.min() else place
             place = cut.size + 1 if value > finite.max() else place
         expected.append(scored.surprise[place])
-    assert scores(found, {"x": given}, {}, given.size).tolist() == expected
+    beside = np.ones(given.size)  # beyond its reference: no other surprise is larger
+    assert scores(found, {"x": given, "zero": beside}, {}, given.size).tolist() == expected
 
 
 @settings(max_examples=20, deadline=None)

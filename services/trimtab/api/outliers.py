@@ -43,7 +43,9 @@ NEEDS = (
     f"Sampled rows, up to 500 an hour, kept for retention.samples_days; {MOST_EXPLAINED} outliers at most. Samples hold no "
     "personal features, so a row that is an outlier for these alone is not among them."
 )
-NO_OUTLIERS = "No row of this window can be told for an outlier: its cuts come from too few rows."
+NO_OUTLIERS = (
+    "No row of this window can be told for an outlier: its cuts come from too few rows or features."
+)
 
 
 def outlier_rows(store: Store, model: str, start_ms: int) -> OutlierRows:

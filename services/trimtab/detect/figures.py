@@ -371,7 +371,7 @@ def measure(tree: Figures, name: str, feature: str | None = None) -> Measured:
     if name in ("abnormal_request_rate", "abnormal_response_rate"):
         return _measured(tree["abnormal"][name.removeprefix("abnormal_")], rows, "no rows")
     if name == "outlier_rate":
-        reason = "no row is told for an outlier by these cuts" if rows else "no rows"
+        reason = "the cuts come from too few rows or features to tell" if rows else "no rows"
         return _measured(tree["abnormal"][name], rows, reason)
     if name in _LATENCY:
         latency = tree["latency_ms"]

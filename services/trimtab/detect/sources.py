@@ -40,7 +40,7 @@ from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
 from trimtab.stats.joint import LEAST_ROWS, MOST_COLUMNS, JointColumn
 from trimtab.stats.loghistogram import LogHistogram
-from trimtab.stats.outliers import LEAST_HELD_ROWS, finds_outliers
+from trimtab.stats.outliers import LEAST_FEATURES, LEAST_HELD_ROWS, finds_outliers
 from trimtab.windows import abnormal
 
 Origin = Literal["feature", "output", "latency", "resource", "rows", "volume", "joint"]
@@ -193,7 +193,10 @@ def sources_of(
             # Whether a change of the world or broken data made them, they do not tell.
             sources.append(_rates("outliers", (abnormal.OUTLIER,), Kind.INPUT))
         elif cuts.outliers is not None:
-            why = f"the cuts come from {cuts.outliers.held_rows} rows; to score rows takes {LEAST_HELD_ROWS}"
+            rows = cuts.outliers.held_rows
+            why = f"the cuts come from {rows} rows; to score rows takes {LEAST_HELD_ROWS}"
+            if rows >= LEAST_HELD_ROWS:
+                why = f"an outlier is unusual in several features; that takes {LEAST_FEATURES} at least"
             skipped.append(Skipped("outliers", why))
     pairs, unpaired = _joint(cuts, baseline, {source.name for source in sources})
     sources += pairs

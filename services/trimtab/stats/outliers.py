@@ -1,7 +1,7 @@
 """Rows that are unlike the reference, told from the bins alone.
 
-A row's score is the sum of its features' surprise; a row is an outlier above the 99.9 % quantile of the
-reference's own rows. No raw value of the reference is kept: what its bins add to a score, its minimum and
+A row's score is the sum of its features' surprise without the largest: what is unusual in one feature alone has
+counts and contrasts of its own. A row is an outlier above the 99.9 % quantile of the reference's own rows. No raw value of the reference is kept: what its bins add to a score, its minimum and
 maximum are a part of the cuts (`surprise`), so a row's score is a matter of the cuts and the row alone.
 
 Notation
@@ -12,7 +12,8 @@ Notation
              of about the same p each, so that all would be equally usual. Beyond all that the reference holds
              it is 1/2 of a row in n
     category -ln p[value] - entropy: mean 0 in the reference
-    none     -ln p[missing] and the like, of all rows; half a row where the reference has none
+    none     0 for a value that is missing, infinite, unseen or of another type: each of these has a rate of its own,
+             and speaks of broken data where an outlier may be a change of the world
 Scores add over features as if these were independent: a row unusual in several ways at once stands out. A
 combination of usual values does not; the contract can declare those that cannot be (`contracts.combinations`).
 
@@ -42,7 +43,7 @@ from trimtab.stats.cuts import (
     at_precision,
     special_index,
 )
-from trimtab.stats.surprise import UNIT_NATS, FeatureSurprise, Outliers
+from trimtab.stats.surprise import BEYOND, UNIT_NATS, FeatureSurprise, Outliers
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -54,6 +55,7 @@ OUTLIER_SHARE = 0.001
 """Share of the reference's rows that score above the threshold, at most."""
 LEAST_HELD_ROWS = 1_000
 """Fewer rows say nothing of their 99.9 % quantile."""
+LEAST_FEATURES = 2
 MOST_HELD_ROWS = 200_000
 """Of a longer reference an even sample is enough: 200 of its rows are above the threshold."""
 GRID_ROWS = 300
@@ -72,7 +74,7 @@ class Why(Struct, frozen=True):
     surprise: float
     """Nats."""
     says: str
-    """Such as `above all of the reference`, `unseen`, `missing`, `rare value fax`, `high`."""
+    """Such as `above all of the reference`, `rare value fax`, `high`."""
 
 
 class Explained(Struct, frozen=True):
@@ -107,13 +109,28 @@ def scores(cuts: ModelCuts, numbers: Numbers, categories: Categories, rows: int)
     A feature without a column adds nothing: the contract no longer declares it. A value of another type is
     missing in a column of numbers. Raises ValueError for a column of another length.
     """
-    total = np.zeros(rows, np.int64)
+    total = _Total(rows)
     for scored in cuts.outliers.features if cuts.outliers else ():
         cut = cuts.feature[scored.name]
         column = _column(scored.name, cut, numbers, categories, rows)
         if column is not None:
-            total += scored.table.take(_places(cut, scored, column))
-    return total
+            total.add(scored.table.take(_places(cut, scored, column)))
+    return total.scores()
+
+
+class _Total:
+    """Sums surprise over features, all but the largest of each row."""
+
+    def __init__(self, rows: int) -> None:
+        self.sum = np.zeros(rows, np.int64)
+        self.largest = np.zeros(rows, np.int64)
+
+    def add(self, surprise: Ints) -> None:
+        self.sum += surprise
+        np.maximum(self.largest, surprise, out=self.largest)
+
+    def scores(self) -> Ints:
+        return self.sum - self.largest
 
 
 def _column(
@@ -185,22 +202,24 @@ def fit(
     """Fit the scores, and their threshold, on rows of a reference.
 
     `features` are those that are scored where they have a column. About `share` of rows like these score above
-    the threshold. Below 1,000 rows no row is an outlier. Raises ValueError for a share that is none, and for a
-    column of another length.
+    the threshold. Of fewer than 1,000 rows, or two features, no row is an outlier. Raises ValueError for a share
+    that is none, and for a column of another length.
     """
     if not 0 < share < 1:
         raise ValueError(f"{share:g} is no share of rows; give one above 0 and below 1.")
     if rows < LEAST_HELD_ROWS:
         return Outliers(held_rows=rows)
     scored: list[FeatureSurprise] = []
-    total = np.zeros(rows, np.int64)
+    total = _Total(rows)
     for name, cut in features.items():
         column = _column(name, cut, numbers, categories, rows)
         if column is not None:
             one, without = _fit_feature(name, cut, column)
             scored.append(one)
-            total += without
-    threshold = int(np.sort(total)[rows - 1 - math.floor(share * rows)])
+            total.add(without)
+    if len(scored) < LEAST_FEATURES:
+        return Outliers(held_rows=rows)
+    threshold = int(np.sort(total.scores())[rows - 1 - math.floor(share * rows)])
     return Outliers(tuple(scored), threshold, rows)
 
 
@@ -229,22 +248,23 @@ def _fit_feature(name: str, cut: Cuts, column: Floats | Coded) -> tuple[FeatureS
 
 def _surprise(cut: Cuts, counts: Floats, less: int) -> tuple[int, ...]:
     """Return what each bin adds to the score of a row that is (`less` = 1) or is not (0) one of those counted."""
-    total = max(counts.sum() - less, 1.0)
-    ordinary, special = counts[:-SPECIAL_BINS], counts[-SPECIAL_BINS:]
-    n = max(ordinary.sum() - less, 1.0)
-    none = -np.log(np.maximum(special - less, 0.5) / total)
+    nats = np.zeros(cut.size + BEYOND)
     if isinstance(cut, CategoryCuts):
-        usual = ordinary[ordinary > 0] / max(ordinary.sum(), 1.0)
+        other = special_index(cut, "other")
+        named = [*range(cut.size - SPECIAL_BINS), other]
+        n = max(counts[named].sum() - less, 1.0)
+        usual = counts[named] / max(counts[named].sum(), 1.0)
+        usual = usual[usual > 0]
         entropy = float(-(usual * np.log(usual)).sum())
-        nats = -np.log(np.maximum(ordinary - less, 0.5) / n) - entropy
-        beyond = 0.0
+        nats[named] = -np.log(np.maximum(counts[named] - less, 0.5) / n) - entropy
     else:
+        ordinary = counts[:-SPECIAL_BINS]
+        n = max(ordinary.sum() - less, 1.0)
         up_to, onwards = np.cumsum(ordinary), np.cumsum(ordinary[::-1])[::-1]
         rarer = np.maximum(np.minimum(up_to, onwards) - less, 0.5)
-        nats = -np.log(np.minimum(1.0, 2 * rarer / n)) - 1
-        beyond = math.log(n) - 1
-    found = np.concatenate([nats, none, [beyond, beyond]]) / UNIT_NATS
-    return tuple(int(one) for one in np.rint(found).tolist())
+        nats[: ordinary.size] = -np.log(np.minimum(1.0, 2 * rarer / n)) - 1
+        nats[cut.size :] = math.log(n) - 1
+    return tuple(int(one) for one in np.rint(nats / UNIT_NATS).tolist())
 
 
 # --- explaining -------------------------------------------------------------------------------------
@@ -285,9 +305,7 @@ def _says(cut: Cuts, place: int) -> str:
     """Return in words what a place in a feature's table means."""
     if place >= cut.size:
         return "below all of the reference" if place == cut.size else "above all of the reference"
-    first = cut.size - SPECIAL_BINS
-    if place >= first:
-        return cut.special[place - first].replace("_", " ")
     if isinstance(cut, CategoryCuts):
-        return f"rare value {cut.categories[place]}"
-    return "low" if place < first / 2 else "high"
+        named = place < len(cut.categories)
+        return f"rare value {cut.categories[place]}" if named else "rare value"
+    return "low" if place < (cut.size - SPECIAL_BINS) / 2 else "high"

@@ -38,6 +38,6 @@ class Outliers(msgspec.Struct, frozen=True):
 
     features: tuple[FeatureSurprise, ...] = ()
     threshold: int | None = None
-    """In `UNIT_NATS`. None: no row is an outlier, for the reference has too few rows to tell; `features` is empty."""
+    """In `UNIT_NATS`. None: no row is an outlier, for the reference has too few rows or features; `features` is empty."""
     held_rows: int = 0
     """Rows of the reference that this comes from."""

@@ -481,15 +481,16 @@ def rules_broken(contract, cuts, row, score):
 
 
 def is_outlier(contract, cuts, row):
-    """Whether what a row's values add up to is above the threshold."""
+    """Whether what a row's values add up to, all but the most surprising one, is above the threshold."""
     if cuts.outliers is None or cuts.outliers.threshold is None:
         return False
     by_name = {n.name: n.cuts for n in cuts.features}
-    return cuts.outliers.threshold < sum(
+    found = [
         scored.surprise[place_of(scored, by_name[scored.name], row)]
         for scored in cuts.outliers.features
         if scored.name in contract.features
-    )
+    ]
+    return cuts.outliers.threshold < sum(found) - max([0, *found])
 
 
 def place_of(scored, cuts, row):
