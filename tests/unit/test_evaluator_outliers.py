@@ -48,7 +48,7 @@ class World(HourlyWorld):
         columns["income"][odd] = 99.0
         columns["debts"][odd] = -99.0
         columns["years"][odd] = -4.5
-        channel = np.where(odd, "fax", np.where(self.rng.random(rows) < 0.3, "app", "web"))
+        channel = np.where(self.rng.random(rows) < 0.3, "app", "web")
         return {name: values.tolist() for name, values in columns.items()} | {
             "channel": channel.tolist()
         }

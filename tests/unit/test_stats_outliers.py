@@ -67,7 +67,7 @@ def test_a_thousandth_of_usual_rows_are_outliers(cuts):
 
 
 def test_rows_beside_a_small_reference_are_outliers_as_seldom_as_its_own():
-    """Of 20 numbers a new row is often beyond all of 1,000 rows in one; each of these rows is so, too, unless counted."""
+    """Of 20 numbers a new row is often beyond all of 1,000 rows in one, as none of these rows is; that alone is no outlier."""
     rng = np.random.default_rng(3)
     shares = []
     for _ in range(5):

@@ -1,8 +1,9 @@
 """Rows that are unlike the reference, told from the bins alone.
 
 A row's score is the sum of its features' surprise without the largest: what is unusual in one feature alone has
-counts and contrasts of its own. A row is an outlier above the 99.9 % quantile of the reference's own rows. No raw value of the reference is kept: what its bins add to a score, its minimum and
-maximum are a part of the cuts (`surprise`), so a row's score is a matter of the cuts and the row alone.
+counts and contrasts of its own. A row is an outlier above the 99.9 % quantile of the reference's own rows. No raw
+value of the reference is kept: what its bins add to a score, its minimum and maximum are a part of the cuts
+(`surprise`), so a row's score is a matter of the cuts and the row alone.
 
 Notation
     n      rows of the reference that hold a value of the feature
@@ -17,9 +18,8 @@ Notation
 Scores add over features as if these were independent: a row unusual in several ways at once stands out. A
 combination of usual values does not; the contract can declare those that cannot be (`contracts.combinations`).
 
-For the threshold each row of the reference is scored as if it were not part of it (leave one out): its own bin
-holds a row less, and what alone is the least or greatest is beyond all others. Of 20 normal numbers then 0.11 % of
-new rows pass it with a reference of 2,000 rows, and 0.10 % with 20,000; without this 0.36 and 0.14 %.
+That the threshold comes from rows which the counts hold costs little, since the largest surprise is left out: of 20
+normal numbers 0.12 % of new rows pass it with a reference of 2,000 rows, 0.11 % with 20,000; of 1,000 rows 0.21 %.
 
 Measured for 20 numbers and 4 categories on one core: 0.44 µs per row in batches of 1,000 rows (18 ns per value),
 0.14 in batches of 10,000 (6 ns); counting the same columns takes 0.6 and 0.2.
@@ -106,8 +106,8 @@ def outlying(cuts: ModelCuts, numbers: Numbers, categories: Categories, rows: in
 def scores(cuts: ModelCuts, numbers: Numbers, categories: Categories, rows: int) -> Ints:
     """Return the score of each row in `UNIT_NATS`, shape (rows,).
 
-    A feature without a column adds nothing: the contract no longer declares it. A value of another type is
-    missing in a column of numbers. Raises ValueError for a column of another length.
+    A feature without a column adds nothing: the contract no longer declares it. Raises ValueError for a column of
+    another length.
     """
     total = _Total(rows)
     for scored in cuts.outliers.features if cuts.outliers else ():
@@ -214,9 +214,9 @@ def fit(
     for name, cut in features.items():
         column = _column(name, cut, numbers, categories, rows)
         if column is not None:
-            one, without = _fit_feature(name, cut, column)
+            one, places = _fit_feature(name, cut, column)
             scored.append(one)
-            total.add(without)
+            total.add(one.table.take(places))
     if len(scored) < LEAST_FEATURES:
         return Outliers(held_rows=rows)
     threshold = int(np.sort(total.scores())[rows - 1 - math.floor(share * rows)])
@@ -224,7 +224,7 @@ def fit(
 
 
 def _fit_feature(name: str, cut: Cuts, column: Floats | Coded) -> tuple[FeatureSurprise, Ints]:
-    """Return what a feature adds to scores, and what each row of the reference gets of the others, shape (rows,)."""
+    """Return what a feature adds to scores, and the place in its table of each row, shape (rows,)."""
     if isinstance(column, Coded):
         assert isinstance(cut, CategoryCuts)  # `_column` has looked
         places = _category_bins(cut, column)
@@ -238,30 +238,24 @@ def _fit_feature(name: str, cut: Cuts, column: Floats | Coded) -> tuple[FeatureS
         finite = column[np.isfinite(column)]
         if finite.size:
             minimum, maximum = float(finite.min()) + 0.0, float(finite.max()) + 0.0
-            for end, place in ((minimum, cut.size), (maximum, cut.size + 1)):
-                alone = np.flatnonzero(column == end)
-                if alone.size == 1:
-                    places[alone] = place
-    scored = FeatureSurprise(name, _surprise(cut, counts, 0), minimum, maximum)
-    return scored, np.array(_surprise(cut, counts, 1), np.int64).take(places)
+    return FeatureSurprise(name, _surprise(cut, counts), minimum, maximum), places
 
 
-def _surprise(cut: Cuts, counts: Floats, less: int) -> tuple[int, ...]:
-    """Return what each bin adds to the score of a row that is (`less` = 1) or is not (0) one of those counted."""
+def _surprise(cut: Cuts, counts: Floats) -> tuple[int, ...]:
+    """Return what each bin of a feature adds to a row's score, by the reference's counts."""
     nats = np.zeros(cut.size + BEYOND)
     if isinstance(cut, CategoryCuts):
         other = special_index(cut, "other")
         named = [*range(cut.size - SPECIAL_BINS), other]
-        n = max(counts[named].sum() - less, 1.0)
-        usual = counts[named] / max(counts[named].sum(), 1.0)
-        usual = usual[usual > 0]
-        entropy = float(-(usual * np.log(usual)).sum())
-        nats[named] = -np.log(np.maximum(counts[named] - less, 0.5) / n) - entropy
+        n = max(counts[named].sum(), 1.0)
+        p = counts[named] / n
+        entropy = float(-(p[p > 0] * np.log(p[p > 0])).sum())
+        nats[named] = -np.log(np.maximum(p, 0.5 / n)) - entropy
     else:
         ordinary = counts[:-SPECIAL_BINS]
-        n = max(ordinary.sum() - less, 1.0)
+        n = max(ordinary.sum(), 1.0)
         up_to, onwards = np.cumsum(ordinary), np.cumsum(ordinary[::-1])[::-1]
-        rarer = np.maximum(np.minimum(up_to, onwards) - less, 0.5)
+        rarer = np.maximum(np.minimum(up_to, onwards), 0.5)
         nats[: ordinary.size] = -np.log(np.minimum(1.0, 2 * rarer / n)) - 1
         nats[cut.size :] = math.log(n) - 1
     return tuple(int(one) for one in np.rint(nats / UNIT_NATS).tolist())
