@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from trimtab.cli_context import loaded, store_of
 from trimtab.cli_output import Json, ModelName, console, print_json, print_table, when
@@ -21,7 +22,7 @@ detector_app = typer.Typer(
 
 @detector_app.command("show")
 def detector_show(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
-    """Show a model's detector: its budget, its reference, and what has moved."""
+    """Show a model's detector: its budget, its reference, what has moved, and what brings the evidence."""
     from trimtab.store.detector_view import detector_view
 
     fleet = loaded(context).settings.alarms.false_alarms
@@ -33,11 +34,25 @@ def detector_show(context: typer.Context, model: ModelName, as_json: Json = Fals
     for line in lines_of(view):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if view.open or view.moved:
-        held = [("alarm", name, one["says"]) for name, one in view.open.items()]
+        held = [("alarm", escape(name), escape(one["says"])) for name, one in view.open.items()]
         seen = [
-            ("warning", m["source"], m["says"]) for m in view.moved if m["source"] not in view.open
+            ("warning", escape(m["source"]), escape(m["says"]))
+            for m in view.moved
+            if m["source"] not in view.open
         ]
         print_table(("", "source", "what"), [*held, *seen], "")
+    if view.ranking:
+        print_table(
+            ("source", "mostly", "share of the evidence"),
+            [(escape(one.source), escape(one.words), f"{one.share:.1%}") for one in view.ranking],
+            "",
+        )
+    if view.segments:
+        print_table(
+            ("segment", "share of the evidence"),
+            [(escape(one.segment), f"{one.share:.1%}") for one in view.segments],
+            "",
+        )
 
 
 def plan(

@@ -94,6 +94,62 @@ def _pixels_of(page: Any, _outcome: str) -> int:
     return count
 
 
+def log_in(page: Any, address: str, secret: str) -> None:
+    page.goto(f"{address}/login")
+    page.fill("#key", secret)
+    page.click("form.login button")
+
+
+def test_the_estimate_stands_beside_the_realised_figure_with_what_it_assumes(
+    dashboard: tuple[str, str, Store], browser_page: Any
+) -> None:
+    address, secret, _ = dashboard
+    log_in(browser_page, address, secret)
+    browser_page.goto(f"{address}/models/digits")
+    browser_page.wait_for_selector("#charts[data-drawn='120']")
+    legend = browser_page.inner_text("#chart-performance .u-legend")
+    for name in ("version 1", "version 2", "estimated without labels", "estimate, not valid"):
+        assert name in legend
+    note = browser_page.inner_text("#chart-performance .note")
+    assert "Assumes P(label | score) has not changed" in note
+    assert "not valid in" in note
+    assert "contradict it" in note
+    assert "extrapolates in" in note
+    assert "There is none in" in note
+    assert "estimated" in browser_page.inner_text("#chart-performance .u-title")
+    # Another figure has no estimate: neither its line nor its sentence stay.
+    browser_page.click("#choose-performance >> text=f1")
+    browser_page.wait_for_selector("#chart-performance .u-title:has-text('f1')")
+    assert "estimate" not in browser_page.inner_text("#chart-performance")
+    assert browser_page.inner_text("#choose-performance [aria-pressed]") == "f1"
+
+
+def test_a_feature_is_reached_from_the_model_and_its_page_fits_any_width(
+    dashboard: tuple[str, str, Store], browser_page: Any
+) -> None:
+    address, secret, _ = dashboard
+    problems: list[str] = []
+    browser_page.on("pageerror", lambda error: problems.append(str(error)))
+    browser_page.on(
+        "console", lambda said: problems.append(said.text) if said.type == "error" else None
+    )
+    log_in(browser_page, address, secret)
+    browser_page.goto(f"{address}/models/digits")
+    browser_page.click("#features >> text=contrast")
+    browser_page.wait_for_selector("#charts[data-drawn='120']")
+    assert browser_page.inner_text("h1") == "contrast"
+    for chart in ("drift", "values", "quality", "effect", "superiority"):
+        assert browser_page.locator(f"#chart-{chart} canvas").count() == 1, chart
+    assert browser_page.locator("#chart-shares canvas").count() == 0  # it is a number
+    browser_page.click("[data-limit='60']")
+    browser_page.wait_for_selector("#charts[data-drawn='60']")
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    browser_page.reload()
+    browser_page.wait_for_selector("#charts[data-drawn]")
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert problems == []
+
+
 def test_the_page_fits_a_phone(dashboard: tuple[str, str, Store], browser_page: Any) -> None:
     address, secret, _ = dashboard
     browser_page.set_viewport_size({"width": 390, "height": 844})

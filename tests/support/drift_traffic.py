@@ -64,6 +64,7 @@ NULLS = {
     "heavy": Null(wander=0.05, tail=3),
     "clustered": Null(cluster=3, diurnal=0.3, volume=9),
     "correlated": Null(correlation=0.5),
+    "wandering": Null(wander=0.2, rho=0.8),
 }
 STRESSES = {"heavy_ar": Null(wander=0.05, rho=0.7, tail=3)}
 """Outside what the budget is stated for: a mean jumps by half a deviation and takes hours to come back."""

@@ -15,8 +15,8 @@ class PlainContrast:
         self.m = {(sign, g): 0.0 for sign in (1, -1) for g in range(5)}
         self.last = None
 
-    def see(self, x, n):
-        """Read one window; return the mean of M."""
+    def see(self, x, n, h=1.0):
+        """Read one window, at an hour when variance is h times the usual; return the mean of M."""
         r = x - self.mu
         if self.last is None:
             e, d, inflation = r, self.floor, self.marginal
@@ -29,7 +29,7 @@ class PlainContrast:
             v = (self.tau2 + 1 / self.mean_rows) * self.mean_rows / n
         for (sign, place), before in self.m.items():
             g = self.gaps[place]
-            ratio = g * (sign * e - d - g / 2) / (v * inflation)
+            ratio = g * (sign * e - d - g / 2) / (v * inflation * h)
             self.m[sign, place] = min((1 + before) * exp(min(ratio, self.cap)), 1e30)
         return sum(self.m.values()) / len(self.m)
 

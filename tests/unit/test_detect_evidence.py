@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plain_detector import PlainContrast, plain_cap
 
 from trimtab.detect import arrays
-from trimtab.detect.calibration import Calibration, fit, rebased, slots_of
+from trimtab.detect.calibration import Calibration, fit, rebased, slots_of, spread_by_hour
 from trimtab.detect.certificate import certify, expected_delay
 from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, State
@@ -167,8 +167,10 @@ def test_the_recursion_is_that_of_the_plain_formulas():
     state = detector.start()
     for window, start_ms in zip(windows[300:], starts(100, START + 300 * HOUR), strict=True):
         state, _ = detector.update(state, window, start_ms)
+        spread = c.spread_at(start_ms)
         expected = [
-            one.see(float(x), float(n)) for one, x, n in zip(plain, window.x, window.n, strict=True)
+            one.see(float(x), float(n), float(h))
+            for one, x, n, h in zip(plain, window.x, window.n, spread, strict=True)
         ]
         assert np.allclose(state.contrasts.m.mean((1, 2)), expected, rtol=1e-9)
 
@@ -195,6 +197,49 @@ def test_the_fit_is_that_of_the_oracle(monkeypatch, season):
     assert np.allclose(ours.innovation, oracle.infl)
     assert np.allclose(ours.floor, oracle.floor)
     assert np.allclose(ours.gap, oracle.gap)
+
+
+def test_what_bends_with_the_level_is_straightened_and_what_does_not_is_left():
+    """A spread that goes with the square of a wandering location says nothing of its own."""
+    contrasts = contrasts_of(2, 1)
+    families, located = contrasts.families(), contrasts.located()
+    assert located.sum() == 2
+    rng = np.random.default_rng(9)
+    windows = wandering(contrasts, 336, 0.6, 5)
+    plain = fit(windows, starts(336), HOUR, delta=0.05, families=families, located=located)
+    assert (plain.bend == 0).all()
+    level = rng.normal(size=336) * 0.2
+    for window, by in zip(windows, level, strict=True):
+        window.x[0] = by
+        window.x[1] = 0.8 * by**2 + rng.normal() * 0.01
+        window.x[13] = 0.1 * rng.normal()  # of the other number
+    bent = fit(windows, starts(336), HOUR, delta=0.05, families=families, located=located)
+    assert bent.bend[1] == pytest.approx(0.8, abs=0.1)
+    assert bent.leader[1] == 0
+    assert np.flatnonzero(bent.bend).tolist() == [1]
+    assert bent.tau2[1] < 1e-4
+    moved = np.zeros((3, len(located)))
+    moved[:, 0] = 0.5
+    assert np.allclose(bent.straightened(moved)[:, 1], -0.25 * bent.bend[1])
+    assert np.array_equal(bent.straightened(moved)[:, 2:], moved[:, 2:])
+
+
+def test_hours_that_vary_more_have_a_variance_of_their_own():
+    rng = np.random.default_rng(4)
+    hours = np.arange(1, 337) % 24
+    busy = (hours >= 9) & (hours < 17)
+    even, uneven = rng.normal(size=(336, 30)), rng.normal(size=(336, 30))
+    uneven[busy] *= 2
+    for e, rises in ((even, False), (uneven, True)):
+        h = spread_by_hour(e, (e**2).mean(0), np.ones(e.shape, bool), hours, 24)
+        assert h.shape == (24, 30)
+        assert (h >= 1).all()
+        if rises:  # 4 over a mean of 2; at night, 1 over 2, it stays at the usual
+            assert h[11:15].mean() == pytest.approx(2, abs=0.3)
+            assert (h[[22, 23, 0, 1, 2, 3]] == 1).all()
+        else:
+            assert h.mean() < 1.05
+    assert (spread_by_hour(uneven, (uneven**2).mean(0), uneven > -9, hours * 0, 1) == 1).all()
 
 
 # --- laws ---------------------------------------------------------------------------------------------

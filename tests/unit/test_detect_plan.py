@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sources_traffic import BARE, CUTS, HOUR, START, detector_of, drawn, gauge, starts, whole
 
 from trimtab.detect.calibration import calibrate
-from trimtab.detect.drift import sd_equivalents
 from trimtab.detect.evidence import Detector
 from trimtab.detect.plan import plan, support, theta_of_sd
+from trimtab.detect.words import sd_equivalents
 from trimtab.records import Kind
 
 

@@ -400,10 +400,14 @@ def test_a_source_alone_with_the_whole_weight_keeps_the_budget(name):
 
 
 def test_without_the_bound_on_their_tail_dependent_gauges_break_the_budget(monkeypatch):
-    """The test above has power: with shares as they are, and no bound, it would fail."""
+    """The test above has power: with shares as they are, no bound and one variance a day, it would fail."""
     monkeypatch.setattr("trimtab.detect.sources.angle", lambda share, n: share / sqrt(0.05 * 0.95))
     monkeypatch.setattr(
         "trimtab.detect.calibration.upper_tail", lambda e, e0, pairs: np.ones_like(e0)
+    )
+    monkeypatch.setattr(
+        "trimtab.detect.calibration.spread_by_hour",
+        lambda e, e0, pairs, hours, count: np.ones((count, e0.size)),
     )
     monkeypatch.setattr(Contrasts, "more_windows", lambda self: 0 * self.groups())
     alarms = 0

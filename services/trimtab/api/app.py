@@ -25,6 +25,8 @@ from trimtab import __version__, structs
 from trimtab.api import problems
 from trimtab.api.acts import acting
 from trimtab.api.auth import Asked, authorize
+from trimtab.api.feature_pages import feature_pages
+from trimtab.api.features import featuring
 from trimtab.api.metrics import scrape
 from trimtab.api.middleware import careful_headers, entity_tags, time_limit
 from trimtab.api.pages import environment, or_page, pages, wants_page
@@ -94,13 +96,13 @@ def create_app(store: Store, settings: Settings) -> Litestar:
     """Put the API and the dashboard together over a store whose schema is in place."""
     api = Router(
         "/v1",
-        route_handlers=[reading, acting, reporting],
+        route_handlers=[reading, featuring, acting, reporting],
         security=[{"key": []}],
         tags=["trimtab"],
     )
     static = create_static_files_router("/static", [_STATIC], opt={"open": True}, name="static")
     return Litestar(
-        [healthz, readyz, metrics, api, pages, static],
+        [healthz, readyz, metrics, api, pages, feature_pages, static],
         guards=[authorize],
         middleware=[careful_headers, time_limit(settings.api.request_timeout_s), entity_tags],
         exception_handlers={

@@ -18,18 +18,21 @@ from litestar.response import Redirect, Template
 from trimtab import __version__
 from trimtab.api.acts import who
 from trimtab.api.auth import COOKIE, Asked, allow
+from trimtab.api.links import columns_by_condition, columns_in, feature_path
 from trimtab.api.problems import Problem
 from trimtab.api.reports import Reports
 from trimtab.clock import now_ms
 from trimtab.errors import NotFoundError
 from trimtab.records import Role
 from trimtab.store import agent, alerts, keys, overview, verdicts
-from trimtab.store.detector_view import detector_view
+from trimtab.store.detector_view import detector_columns, detector_view, ranked
 from trimtab.store.engine import Store
 from trimtab.store.models import contract_history
 
 PAGE_ROWS = 50
 WINDOWS_LISTED = 30
+FEATURES_LISTED = 25
+"""Features on the model's page, most moved first; a window's page has them all."""
 
 
 def environment() -> jinja2.Environment:
@@ -51,7 +54,11 @@ def environment() -> jinja2.Environment:
         "evalue": evalue,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
-    made.globals |= {"version": __version__.split("+")[0], "now_ms": now_ms}
+    made.globals |= {
+        "version": __version__.split("+")[0],
+        "now_ms": now_ms,
+        "feature_path": feature_path,
+    }
     return made
 
 
@@ -220,18 +227,26 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
     incident = agent.active_incident(store, model) or next(
         iter(agent.list_incidents(store, model, 1)), None
     )
+    last = newest[0].verdict if newest else None
+    tree = last.figures if last else {}
+    detector = (
+        None if status.retired else detector_view(store, model, state.settings.alarms.false_alarms)
+    )
+    features = _most_moved(tree)
     return {
         "key": request.user,
         "may_act": request.user.role >= Role.OPERATOR,
         "status": status,
         "contract": history[-1].contract if history else None,
-        "newest": newest[0].verdict if newest else None,
+        "newest": last,
         "windows": newest,
-        "tiles": _tiles(status, newest[0].verdict.figures if newest else {}),
-        **_estimate(newest[0].verdict.figures if newest else {}),
-        "detector": None
-        if status.retired
-        else detector_view(store, model, state.settings.alarms.false_alarms),
+        "tiles": _tiles(status, tree),
+        **_estimate(tree),
+        "detector": detector,
+        "columns": detector.columns if detector else {},
+        "about": columns_by_condition(last, detector.columns if detector else {}),
+        "features": features[:FEATURES_LISTED],
+        "more_features": max(0, len(features) - FEATURES_LISTED),
         "alerts": alerts.open_alerts(store, model),
         "past_alerts": [
             alert for alert in alerts.alerts_of(store, model, 6) if alert.state == "resolved"
@@ -242,6 +257,12 @@ def _model(state: State, request: Asked, model: str) -> dict[str, Any]:
         "steps": agent.transitions_of(store, "rollout", rollouts[0].id) if rollouts else [],
         "ledger": _ledger(store) if request.user.scope == keys.EVERYTHING else None,
     }
+
+
+def _most_moved(tree: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Features with their figures, largest PSI first."""
+    features: dict[str, dict[str, Any]] = tree.get("features") or {}
+    return sorted(features.items(), key=lambda entry: -(entry[1].get("psi") or 0.0))
 
 
 def _estimate(tree: dict[str, Any]) -> dict[str, Any]:
@@ -313,10 +334,9 @@ def window_page(
     if not history:
         raise NotFoundError(f"{model} has no closed window that starts at {start_ms} ms.")
     last = history[-1].verdict
-    features = sorted(
-        (last.figures.get("features") or {}).items(),
-        key=lambda entry: -(entry[1].get("psi") or 0.0),
-    )
+    columns: dict[str, str] = {}
+    if not status.retired:
+        columns = detector_columns(store, model, last.figures.get("detector") or {})
     reports: Reports = state.reports
     context = {
         "key": request.user,
@@ -325,7 +345,12 @@ def window_page(
         "verdict": last,
         "verdict_id": history[-1].id,
         "history": history,
-        "features": features,
+        "findings": [(one, columns_in(one, last.figures, columns)) for one in last.findings],
+        "columns": columns,
+        "ranking": ranked(last.figures.get("detector") or {}),
+        "segments": (last.figures.get("detector") or {}).get("segments", []),
+        "evidence_share": (last.figures.get("detector") or {}).get("evidence"),
+        "features": _most_moved(last.figures),
         "prediction": last.figures.get("prediction") or {},
         "performance": last.figures.get("performance") or {},
         **_estimate(last.figures),

@@ -14,7 +14,19 @@ from trimtab.records import Verdict
 
 FEATURES_SHOWN = 5
 """Features in the drift chart, unless rules name more: those come first, all of them."""
-_QUALITY = ("accuracy", "f1", "macro_f1", "precision", "recall", "mae", "rmse")
+_QUALITY = (
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "precision",
+    "recall",
+    "auc",
+    "brier",
+    "log_loss",
+    "ece",
+    "mae",
+    "rmse",
+)
 _PLAIN = {"macro_f1": "f1"}
 
 Column = list[float | None]
@@ -27,6 +39,30 @@ class Mark(Struct, frozen=True):
     label: str
     kind: str
     """ "canary", "promotion" or "champion"."""
+
+
+class EstimatedColumns(Struct, frozen=True):
+    """A figure as estimated without labels, of the judged version; `low` and `high` are ± 1.96 `se`."""
+
+    value: Column
+    low: Column
+    high: Column
+    se: Column
+
+
+class Estimated(Struct, frozen=True, kw_only=True):
+    """What performance would be if P(label | score) had not changed, window by window."""
+
+    figures: dict[str, EstimatedColumns]
+    """By figure. A window without an estimate has nulls."""
+    version: list[str | None]
+    """The version that was judged."""
+    status: list[str | None]
+    """ok, extrapolating, invalid or not_available; null in verdicts from before there were estimates."""
+    reason: list[str]
+    """Why the status is not ok; empty where it is."""
+    assumes: str
+    """What the newest estimate assumes: never shown without it. Empty where there is none."""
 
 
 class Series(Struct, frozen=True, kw_only=True):
@@ -42,6 +78,8 @@ class Series(Struct, frozen=True, kw_only=True):
     error_rate: Column
     performance: dict[str, dict[str, Column]] = field(default_factory=dict)
     """Figure, then version."""
+    estimated: Estimated | None = None
+    """The same figures without labels; None where no window says anything about them."""
     latency_ms: dict[str, Column] = field(default_factory=dict)
     drift: dict[str, Column] = field(default_factory=dict)
     """`max_psi`, `drifted_share`, and `psi(feature)`: of features that a rule names, then of those that
@@ -69,16 +107,18 @@ def series(
         rows=[tree.get("rows") for tree in trees],
         error_rate=[tree.get("error_rate") for tree in trees],
         performance=_performance(trees),
-        latency_ms={name: _column(trees, "latency_ms", name) for name in ("p50", "p95", "p99")},
+        estimated=_estimated(trees),
+        latency_ms={name: column(trees, "latency_ms", name) for name in ("p50", "p95", "p99")},
         drift=_drift(trees, _ruled(verdicts)),
-        evidence=_column(trees, "detector", "evidence"),
+        evidence=column(trees, "detector", "evidence"),
         resources=_resources(trees),
         marks=marks(traffic),
         thresholds=_thresholds(verdicts),
     )
 
 
-def _at(tree: Any, *path: str) -> Any:
+def at(tree: Any, *path: str) -> Any:
+    """Return what stands at a path of a tree; None where there is no such thing."""
     for name in path:
         if not isinstance(tree, Mapping):
             return None
@@ -86,8 +126,9 @@ def _at(tree: Any, *path: str) -> Any:
     return tree
 
 
-def _column(trees: Sequence[Mapping[str, Any]], *path: str) -> Column:
-    return [_number(_at(tree, *path)) for tree in trees]
+def column(trees: Sequence[Mapping[str, Any]], *path: str) -> Column:
+    """Return the number at a path of each tree; None where there is none."""
+    return [_number(at(tree, *path)) for tree in trees]
 
 
 def _number(value: Any) -> float | None:
@@ -95,19 +136,49 @@ def _number(value: Any) -> float | None:
 
 
 def _performance(trees: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Column]]:
-    versions = sorted({version for tree in trees for version in _at(tree, "performance") or {}})
+    versions = sorted({version for tree in trees for version in at(tree, "performance") or {}})
     found: dict[str, dict[str, Column]] = {}
     for figure in _QUALITY:
         by_version = {
-            version: _column(trees, "performance", version, "figures", figure, "value")
+            version: column(trees, "performance", version, "figures", figure, "value")
             for version in versions
         }
         known = {
-            v: column for v, column in by_version.items() if any(x is not None for x in column)
+            v: values for v, values in by_version.items() if any(x is not None for x in values)
         }
         if known:
             found.setdefault(_PLAIN.get(figure, figure), known)
     return found
+
+
+def _estimated(trees: Sequence[Mapping[str, Any]]) -> Estimated | None:
+    status = [at(tree, "estimated", "status") for tree in trees]
+    if not any(status):
+        return None
+    names = dict.fromkeys(n for tree in trees for n in at(tree, "estimated", "figures") or {})
+    said = [at(tree, "estimated", "assumes") for tree in trees]
+    return Estimated(
+        figures={
+            name: EstimatedColumns(
+                *(
+                    column(trees, "estimated", "figures", name, part)
+                    for part in ("value", "low", "high", "se")
+                )
+            )
+            for name in sorted(names, key=_place)
+        },
+        version=[
+            at(tree, "judged_version") if s else None for tree, s in zip(trees, status, strict=True)
+        ],
+        status=status,
+        reason=[at(tree, "estimated", "reason") or "" for tree in trees],
+        assumes=next((text for text in reversed(said) if text), ""),
+    )
+
+
+def _place(figure: str) -> int:
+    """A figure's place in charts."""
+    return _QUALITY.index(figure) if figure in _QUALITY else len(_QUALITY)
 
 
 def _ruled(verdicts: Sequence[Verdict]) -> list[str]:
@@ -119,26 +190,26 @@ def _ruled(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _drift(trees: Sequence[Mapping[str, Any]], ruled: Sequence[str]) -> dict[str, Column]:
     columns = {
-        "max_psi": _column(trees, "drift", "max_psi"),
-        "drifted_share": _column(trees, "drift", "drifted_share"),
+        "max_psi": column(trees, "drift", "max_psi"),
+        "drifted_share": column(trees, "drift", "drifted_share"),
     }
     largest: dict[str, float] = {}
     for tree in trees:
-        for name, feature in (_at(tree, "features") or {}).items():
-            psi = _number(_at(feature, "psi"))
+        for name, feature in (at(tree, "features") or {}).items():
+            psi = _number(at(feature, "psi"))
             if psi is not None:
                 largest[name] = max(psi, largest.get(name, psi))
     named = [name for name in ruled if name in largest]
     moved = sorted(largest.keys() - set(named), key=lambda name: (-largest[name], name))
     shown = [*named, *moved[: max(0, FEATURES_SHOWN - len(named))]]
-    return columns | {f"psi({name})": _column(trees, "features", name, "psi") for name in shown}
+    return columns | {f"psi({name})": column(trees, "features", name, "psi") for name in shown}
 
 
 def _resources(trees: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    gauges = sorted({gauge for tree in trees for gauge in _at(tree, "resources") or {}})
-    columns = {gauge: _column(trees, "resources", gauge, "mean") for gauge in gauges}
+    gauges = sorted({gauge for tree in trees for gauge in at(tree, "resources") or {}})
+    columns = {gauge: column(trees, "resources", gauge, "mean") for gauge in gauges}
     return {
-        gauge: column for gauge, column in columns.items() if any(x is not None for x in column)
+        gauge: values for gauge, values in columns.items() if any(x is not None for x in values)
     }
 
 

@@ -70,15 +70,17 @@ def reference_innovations(
     starts_ms: Sequence[int],
     length_ms: int,
 ) -> Floats:
-    """Return the innovations of reference windows as of windows of the mean size, shape (m - 1, K)."""
-    x, n = np.stack([w.x for w in windows]), np.stack([w.n for w in windows])
+    """Return the innovations of reference windows as of windows of the mean size and usual spread, (m - 1, K)."""
+    x = np.stack([calibration.straightened(w.x) for w in windows])
+    n = np.stack([w.n for w in windows])
     valid = np.stack([calibration.readable(row, at) for row, at in zip(n, starts_ms, strict=True)])
     slots = np.array([calibration.slot(start_ms) for start_ms in starts_ms])
     r = np.where(valid, x - calibration.mu[slots], 0)
     usual = np.sqrt(calibration.tau2 + 1 / calibration.mean_rows)
     z = r / np.sqrt(np.where(valid, calibration.variance(np.maximum(n, 1)), 1)) * usual
     follows = (np.diff(np.asarray(starts_ms)) == length_ms)[:, None] & valid[1:] & valid[:-1]
-    return np.where(follows, z[1:] - calibration.rho * z[:-1], 0)
+    spread = np.stack([calibration.spread_at(start_ms) for start_ms in starts_ms[1:]])
+    return np.where(follows, (z[1:] - calibration.rho * z[:-1]) / np.sqrt(spread), 0)
 
 
 def _play(detector: Detector, innovations: Floats, seed: int) -> tuple[int, int]:

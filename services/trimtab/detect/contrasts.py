@@ -117,6 +117,23 @@ class Contrasts(Struct, frozen=True):
         """Return which contrasts have evidence in their rise alone, shape (K,)."""
         return np.array([s.directed for s in self.sources for _ in s.labels], dtype=np.bool_)
 
+    def families(self) -> npt.NDArray[np.int64]:
+        """Return the source of each contrast that may bend with another of it, else -1, shape (K,)."""
+        return np.array(
+            [
+                -1 if s.directed or s.size < 2 else place
+                for place, s in enumerate(self.sources)
+                for _ in s.labels
+            ],
+            dtype=np.int64,
+        )
+
+    def located(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts are the location of a number, shape (K,)."""
+        return np.array(
+            [label == "location" for s in self.sources for label in s.labels], dtype=np.bool_
+        )
+
     def more_windows(self) -> npt.NDArray[np.int64]:
         """Return how many windows more than others a contrast needs for an alarm, shape (K,).
 

@@ -4,7 +4,6 @@
 baseline must hold, what a verdict's findings are, and one plain sentence about each thing that has moved.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Struct
-from scipy.special import ndtri
 
 from trimtab.contracts.model import Contract
 from trimtab.detect import arrays
@@ -30,7 +28,8 @@ from trimtab.detect.certificate import Certificate, certify
 from trimtab.detect.contrasts import Contrasts, Measured
 from trimtab.detect.evidence import Detector, Moved, Said, State
 from trimtab.detect.observed import Observed
-from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved
+from trimtab.detect.sources import SourceContrasts
+from trimtab.detect.words import effect_words
 from trimtab.records import Finding, Kind, Outcome, Reason
 from trimtab.stats.cuts import ModelCuts
 
@@ -40,6 +39,8 @@ LEAST_ROWS = 30
 """Fewer rows of a source than this, or than the contract's `min_rows`, are not read: their contrasts are too skew."""
 MOST_SENTENCES = 8
 """Of one kind: a column that is another than before has changed its relation to all others."""
+SHARE_DIGITS = 4
+"""Of the shares in a verdict's ranking."""
 QUALITY_RATES = frozenset({"missing", "type_error", "unseen", "infinite", "below_min", "above_max"})
 Tree = dict[str, Any]
 
@@ -324,6 +325,17 @@ def _tree(watching: Watching, after: State, said: Said) -> Tree:
             for name, one in after.muted.items()
         },
         "resolved": list(said.resolved),
+        # Rounded: every verdict keeps it, and more digits would say nothing.
+        "ranking": [
+            {"source": r.source, "what": r.what, "share": round(r.share, SHARE_DIGITS)}
+            for r in said.ranking
+            if round(r.share, SHARE_DIGITS)
+        ],
+        "segments": [
+            {"segment": s.segment, "share": round(s.share, SHARE_DIGITS)}
+            for s in said.segments
+            if round(s.share, SHARE_DIGITS)
+        ],
     }
 
 
@@ -350,35 +362,9 @@ def sentence(moved: Moved, source: SourceContrasts) -> str:
     windows = "1 window" if moved.windows == 1 else f"{moved.windows} windows"
     name = f"{source.column} and {source.other}" if source.origin == "joint" else moved.source
     return (
-        f"{name}: {_effect(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
+        f"{name}: {effect_words(moved, source)} over {windows} since {_when(moved.onset_ms)}, "
         f"{moved.share:.0%} of the evidence"
     )
-
-
-def _effect(moved: Moved, source: SourceContrasts) -> str:
-    if moved.what in source.rates:
-        return f"{moved.what} {moved.effect:.1%} of rows, usually {moved.usual:.1%}"
-    if moved.what == "location":
-        return f"shifted by {sd_equivalents(moved.effect):+.2f} sd (± {moved.error:.2f})"
-    if source.origin == "joint":
-        now = math.tanh(moved.usual + moved.effect)
-        return f"{moved.what} {now:+.2f}, usually {math.tanh(moved.usual):+.2f}"
-    if source.origin == "volume":
-        return f"{2 ** (-moved.effect / VOLUME_UNIT):.0%} of the usual rows"
-    share = share_moved(source, moved.what, moved.effect)
-    if share is None:
-        return f"{moved.what} {moved.effect:+.2f} (± {moved.error:.2f})"
-    was, now = share
-    return f"{moved.what} {now:.1%} of rows, usually {was:.1%}"
-
-
-def sd_equivalents(theta: float) -> float:
-    """Return the shift of a normal that moves the first contrast by `theta`.
-
-    P(new > reference) = 0.5 + theta / sqrt(12), and a normal shifted by s has Phi(s / sqrt(2)) (statistics B4).
-    """
-    p = min(max(0.5 + theta / math.sqrt(12), 1e-6), 1 - 1e-6)
-    return float(math.sqrt(2) * ndtri(p))
 
 
 def _when(ms: int) -> str:

@@ -39,6 +39,9 @@ WARNING_SHARE = 0.1
 RESOLVE_WINDOWS = (6, 12, 24)
 """An alarm is over by the last so many windows, whichever tells it first."""
 RESOLVE_FLOORS = 1.5
+MOST_RANKED = 10
+MOST_SEGMENTS = 5
+"""Sources and segments that every window ranks: a verdict keeps them, so they are bounded."""
 
 
 class Recursion(Struct, frozen=True):
@@ -94,6 +97,25 @@ class Moved(Struct, frozen=True, kw_only=True):
     usual: float
     """What `effect` is without a change: 0; of a rate its share in the reference; of a pair of columns the z that
     `effect` is a change of."""
+    beyond_level: bool = False
+    """Whether `effect` is what is left after the part that goes with the source's level (`Calibration.bend`)."""
+
+
+class Ranked(Struct, frozen=True):
+    """A source's part of the evidence, whether or not there is enough of it to speak of."""
+
+    source: str
+    what: str
+    """The contrast or rate with most evidence."""
+    share: float
+
+
+class SegmentShare(Struct, frozen=True):
+    """A segment's part of the evidence, over all its sources."""
+
+    segment: str
+    """`column=value`."""
+    share: float
 
 
 class Muted(Struct, frozen=True):
@@ -181,6 +203,10 @@ class Said(Struct, frozen=True, kw_only=True):
     """Sources whose alarm stands after this window."""
     resolved: tuple[str, ...] = ()
     """Sources whose alarm ended with this window."""
+    ranking: tuple[Ranked, ...] = ()
+    """Of every window: the sources with most evidence, at most MOST_RANKED. What is muted has none."""
+    segments: tuple[SegmentShare, ...] = ()
+    """The segments with most evidence, at most MOST_SEGMENTS."""
 
 
 class Detector:
@@ -207,6 +233,13 @@ class Detector:
         place = {name: at for at, name in enumerate(self.names)}
         self.source = np.array([place[s] for s, _ in contrasts.contrast_names], dtype=np.int64)
         self.rate_source = np.array([place[s] for s, _ in contrasts.rate_names], dtype=np.int64)
+        self.labels = [label for _, label in contrasts.contrast_names]
+        self.rate_labels = [rate for _, rate in contrasts.rate_names]
+        segments = [source.segment for source in contrasts.sources]
+        self.segments = list(dict.fromkeys(s for s in segments if s is not None))
+        self.in_segment = np.array(
+            [-1 if s is None else self.segments.index(s) for s in segments], dtype=np.int64
+        )
 
     def _caps(self) -> Floats:
         """The cap of each contrast, shape (K,), by the heaviest of its group.
@@ -231,7 +264,8 @@ class Detector:
         calibration = self.calibration
         muted = np.array([name in state.muted for name in self.names], dtype=np.bool_)
         read = calibration.readable(window.n, start_ms)
-        residual = np.where(read, window.x - calibration.mu[calibration.slot(start_ms)], 0)
+        x = calibration.straightened(window.x)
+        residual = np.where(read, x - calibration.mu[calibration.slot(start_ms)], 0)
         state = self._counted(state, window, residual, read, start_ms, muted)
         by_contrast = (self.by_sign * state.contrasts.m.mean(2)).sum(1) * ~muted[self.source]
         by_rate = self.rate_weights * state.rates.m.mean(1) * ~muted[self.rate_source]
@@ -265,6 +299,44 @@ class Detector:
             moved=tuple(moved),
             open=tuple(sorted(state.muted)),
             resolved=() if alarm else resolved,
+            ranking=self._ranking(by_source, by_contrast, by_rate),
+            segments=self._segment_shares(by_source),
+        )
+
+    def _ranking(
+        self, by_source: Floats, by_contrast: Floats, by_rate: Floats
+    ) -> tuple[Ranked, ...]:
+        total = float(by_source.sum())
+        ranked = np.argsort(-by_source, kind="stable")[:MOST_RANKED].tolist()
+        return tuple(
+            Ranked(
+                self.names[at], self._main(at, by_contrast, by_rate), float(by_source[at]) / total
+            )
+            for at in ranked
+            if by_source[at] > 0
+        )
+
+    def _main(self, place: int, by_contrast: Floats, by_rate: Floats) -> str:
+        """The contrast or rate of a source with most evidence."""
+        mine, rates = (
+            np.flatnonzero(self.source == place),
+            np.flatnonzero(self.rate_source == place),
+        )
+        if by_contrast[mine].max(initial=-1) >= by_rate[rates].max(initial=-1):
+            at = int(mine[int(by_contrast[mine].argmax())])
+            return self.labels[at]
+        return self.rate_labels[int(rates[int(by_rate[rates].argmax())])]
+
+    def _segment_shares(self, by_source: Floats) -> tuple[SegmentShare, ...]:
+        total, inside = float(by_source.sum()), self.in_segment >= 0
+        if not total or not inside.any():
+            return ()
+        found = np.bincount(self.in_segment[inside], by_source[inside], len(self.segments))
+        ranked = np.argsort(-found, kind="stable")[:MOST_SEGMENTS].tolist()
+        return tuple(
+            SegmentShare(self.segments[at], float(found[at]) / total)
+            for at in ranked
+            if found[at] > 0
         )
 
     def _counted(
@@ -285,6 +357,7 @@ class Detector:
         variance = calibration.variance(np.where(read, window.n, 1)) * np.where(
             paired, calibration.innovation, calibration.marginal
         )
+        variance = variance * calibration.spread_at(start_ms)
         log = log_ratios(calibration, e, d, variance, self.cap)
         counts = (read & ~muted[self.source])[:, None, None]
         contrasts = state.contrasts.after(log, residual[:, None, None], counts)
@@ -400,6 +473,7 @@ class Detector:
             effect=effect,
             error=error,
             usual=usual,
+            beyond_level=best >= best_rate and bool(self.calibration.bend[at]),
         )
 
     def _after_alarm(self, state: State, moved: list[Moved]) -> State:

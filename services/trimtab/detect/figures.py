@@ -96,6 +96,9 @@ class Measured(Struct, frozen=True):
     value: float | None
     rows: int
     reason: str = ""
+    low: float | None = None
+    high: float | None = None
+    """The 95 % interval of performance, where one is known."""
 
 
 def figures(
@@ -130,7 +133,7 @@ def figures(
         "resources": {name: _gauge(g) for name, g in sorted(resources.gauges.items())},
         **compared,
         "performance": {
-            version: _performance(contract, labelled)
+            version: performance_tree(contract, labelled)
             for version, labelled in sorted(performance.items())
         },
         "judged_version": judged_version,
@@ -320,7 +323,8 @@ def _no_drift(reason: str) -> Figures:
     return {"max_psi": None, "drifted_share": None, "drifted": [], "reason": reason}
 
 
-def _performance(contract: Contract, labelled: Labelled) -> Figures:
+def performance_tree(contract: Contract, labelled: Labelled) -> Figures:
+    """Return the `performance` part of the tree for one version."""
     if contract.task == "regression":
         found = regression_figures(labelled.state)
     else:
@@ -397,7 +401,8 @@ def _measure_performance(tree: Figures, name: str) -> Measured:
         if key in found["figures"]:
             figure = found["figures"][key]
             reason = figure.get("reason", "")
-            return Measured(figure["value"], found["labelled_rows"], reason or "")
+            ends = figure.get("low"), figure.get("high")
+            return Measured(figure["value"], found["labelled_rows"], reason or "", *ends)
     reason = NO_SCORES if name in _OF_SCORES else f"{name} is not defined for this task"
     return Measured(None, found["labelled_rows"], reason)
 

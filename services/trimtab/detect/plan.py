@@ -23,10 +23,11 @@ from scipy.special import ndtr
 
 from trimtab.detect.calibration import RATE_ALLOWANCE
 from trimtab.detect.certificate import expected_delay
-from trimtab.detect.drift import kind_of, sd_equivalents
+from trimtab.detect.drift import kind_of
 from trimtab.detect.evidence import Detector, rate_log_ratios
 from trimtab.detect.orthonormal import Floats
 from trimtab.detect.sources import VOLUME_UNIT, SourceContrasts, share_moved, shifted
+from trimtab.detect.words import sd_equivalents
 from trimtab.records import Kind
 
 Unit = Literal["sd", "points", "fall"]
@@ -85,8 +86,39 @@ class Support(Struct, frozen=True, kw_only=True):
         )
 
 
+class Floor(Struct, frozen=True, kw_only=True):
+    """The smallest change of one figure of a source that the detector speaks of."""
+
+    what: str
+    unit: Unit
+    floor: float
+    limit: Limit
+
+
+def floors(detector: Detector, name: str) -> tuple[Floor, ...]:
+    """Return the floors of a source's figures that have a unit; none for a source that is not watched."""
+    found: list[Floor] = []
+    place = rate_place = 0
+    for source in detector.contrasts.sources:
+        if source.name == name:
+            for at, what in enumerate(source.labels, place):
+                unit = _unit_of(source, what)
+                if unit is not None:
+                    floor = float(detector.calibration.floor[at])
+                    size = _size(source, what, unit, floor)
+                    limit = _contrast_limit(detector, source, at)
+                    found.append(Floor(what=what, unit=unit, floor=size, limit=limit))
+            for at, what in enumerate(source.rates, rate_place):
+                allowance = float(detector.calibration.allowance[at])
+                limit = _rate_limit(allowance)
+                found.append(Floor(what=what, unit="points", floor=allowance, limit=limit))
+        place += source.size
+        rate_place += len(source.rates)
+    return tuple(found)
+
+
 def theta_of_sd(shift: float) -> float:
-    """Return the mean of the location after a shift in standard deviations; `drift.sd_equivalents` inverts it."""
+    """Return the mean of the location after a shift in standard deviations; `words.sd_equivalents` inverts it."""
     return math.sqrt(12) * (float(ndtr(shift / math.sqrt(2))) - 0.5)
 
 
@@ -211,22 +243,23 @@ def _contrast(
             theta = _theta(source, what, in_units, size)
             delay = math.inf if theta is None else float(expected_delay(detector, theta, n)[at])
             windows.append(delay)
-    usual = 0.0
-    if source.directed:
-        usual = math.sqrt(float(c.tau2[at]))
     return Planned(
         source=source.name,
         what=what,
         kind=source.kind,
         unit=in_units,
         floor=_size(source, what, in_units, floor),
-        limit="variation" if 0 < usual >= floor * (1 - 1e-9) else _limit(detector, floor),
+        limit=_contrast_limit(detector, source, at),
         sizes=sizes,
         windows=tuple(windows),
     )
 
 
-def _limit(detector: Detector, floor: float) -> Limit:
+def _contrast_limit(detector: Detector, source: SourceContrasts, at: int) -> Limit:
+    floor = float(detector.calibration.floor[at])
+    usual = math.sqrt(float(detector.calibration.tau2[at])) if source.directed else 0.0
+    if 0 < usual >= floor * (1 - 1e-9):
+        return "variation"
     least = float(detector.calibration.floor.min())
     return "contract" if floor <= least * (1 + 1e-9) else "reference"
 
@@ -295,7 +328,11 @@ def _rate(
         kind=kind_of(source, what),
         unit="points",
         floor=float(detector.calibration.allowance[at]),
-        limit="reference" if detector.calibration.allowance[at] > RATE_ALLOWANCE else "contract",
+        limit=_rate_limit(float(detector.calibration.allowance[at])),
         sizes=sizes,
         windows=tuple(windows),
     )
+
+
+def _rate_limit(allowance: float) -> Limit:
+    return "reference" if allowance > RATE_ALLOWANCE else "contract"

@@ -19,6 +19,7 @@ from trimtab.detect.drift import Watched, Watching, is_detectors, watch
 from trimtab.detect.figures import Figures, Labelled, figures
 from trimtab.detect.label_free import LabelFree, estimated
 from trimtab.detect.observed import Observed
+from trimtab.detect.reference import ReferenceFigure
 from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState, ResourceState
@@ -87,6 +88,9 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     changed: str | None = None
     label_free: LabelFree | None = None
     """What an estimate without labels rests on; None in verdicts from before there were any."""
+    reference: Mapping[str, ReferenceFigure] = {}
+    """What rules against the reference are compared with, by their text; empty without such rules, and while
+    there is no complete baseline. Evidence keeps it, for labels of the baseline come late and expire."""
 
 
 def observed(inputs: WindowInputs) -> Observed | None:
@@ -155,6 +159,7 @@ def evaluate(
             labels_due=inputs.labels_due,
             has_rows=tree["rows"] > 0,
             calibrating=_calibrating(inputs),
+            reference=inputs.reference,
         )
     else:
         findings += [_unjudged(rule.text, rule, inputs) for rule in rules_of(contract)]
@@ -254,6 +259,8 @@ def _prior(inputs: WindowInputs) -> Json:
     }
     if inputs.label_free is not None:
         said["label_free"] = msgspec.to_builtins(inputs.label_free)
+    if inputs.reference:
+        said["reference"] = msgspec.to_builtins(dict(inputs.reference))
     if inputs.joint is not None:
         said["joint"] = base64.b64encode(inputs.joint.to_bytes()).decode()
     detector = inputs.detector
@@ -268,6 +275,11 @@ def joint_of(prior: Mapping[str, Any]) -> JointState | None:
     """Return the relations of columns that evidence keeps; None where none were read. Raises StateError."""
     kept = prior.get("joint")
     return None if kept is None else JointState.from_bytes(base64.b64decode(kept))
+
+
+def reference_of(prior: Mapping[str, Any]) -> dict[str, ReferenceFigure]:
+    """Return what evidence keeps of the reference, by the rules' text."""
+    return msgspec.convert(prior.get("reference", {}), dict[str, ReferenceFigure])
 
 
 def detector_prior(watching: Watching) -> Json:
@@ -374,7 +386,7 @@ def _unjudged(text: str, rule: Any, inputs: WindowInputs) -> Finding:
         outcome=Outcome.CANNOT_TELL,
         reason=reason,
         figure=f"{rule.figure}({rule.feature})" if rule.feature else rule.figure,
-        threshold=rule.threshold,
+        threshold=None if rule.relative else rule.threshold,
         rule=text,
         needed=rule.m,
         of=rule.n,
@@ -429,6 +441,8 @@ def summary(worst: Finding, findings: Sequence[Finding], rows: int) -> str:
     value = "?" if worst.value is None else f"{worst.value:.4g}"
     if worst.rule is None:
         return f"{worst.outcome.capitalize()}: {worst.detail or worst.figure}{more}."
+    if worst.reference is not None:
+        value += f", the reference {worst.reference:.4g}"
     return (
         f"{worst.outcome.capitalize()}: {worst.figure} is {value}; `{worst.rule}` was met in "
         f"{worst.breached} of the last {worst.of} windows{more}."

@@ -20,7 +20,7 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import merge_states, usable
 from trimtab.detect.observed import Observed
 from trimtab.errors import NotFoundError, TrimtabError
-from trimtab.stats.aggregate import PaneState
+from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import (
     Cuts,
@@ -35,6 +35,7 @@ from trimtab.stats.outliers import fit as fit_outliers
 from trimtab.store.engine import Store
 from trimtab.store.labelled_scores import FILE, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
+from trimtab.store.performance import VersionPerformance
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
@@ -42,6 +43,7 @@ from trimtab.store.reference_file import (
     reference_labels,
     reference_performance,
 )
+from trimtab.store.reference_labels import keep_labels
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
 from trimtab.windows.panes import start_of
 
@@ -172,6 +174,14 @@ def state_of_windows(
         )
     )
     return merge_states(PaneState.from_bytes(bytes(state)) for state in found)
+
+
+def gauges_of(connection: Connection, baseline_id: int) -> ResourceState:
+    """Return the samples of resources in all of a baseline's windows."""
+    found = ResourceState()
+    for _, one in observed_windows(connection, baseline_id):
+        found = found.merge(one.resources)
+    return found
 
 
 def windows_of(
@@ -605,15 +615,18 @@ def fit_from_file(
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}
+    joined: dict[str, VersionPerformance] = {}
     if table.label is not None and table.prediction is not None:
         labelled = reference_labels(contract, table)
+        answered = sum(answer is not None for answer in table.prediction)
+        joined = {FILE: VersionPerformance(labelled, labelled.rows + labelled.unusable, answered)}
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
             notes |= labelled_scores_note(contract, {FILE: labelled})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)
-        return add_baseline(
+        made = add_baseline(
             connection,
             model,
             windows,
@@ -623,3 +636,6 @@ def fit_from_file(
             now_ms,
             dated=time_column is not None,
         )
+        if joined:
+            keep_labels(connection, made, joined)
+    return made

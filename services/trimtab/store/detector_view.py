@@ -1,5 +1,6 @@
 """What people ask of a model's detector: its budget, what it was fitted on, what it says now."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -8,13 +9,34 @@ from sqlalchemy import Connection, select
 
 from trimtab.contracts.model import Contract
 from trimtab.detect.budget import Budget, budget_of, parse_budget, sharing_of
+from trimtab.detect.drift import Fitted
 from trimtab.detect.plan import Planned, plan, support
+from trimtab.detect.words import label_words
 from trimtab.errors import NotFoundError
 from trimtab.store.baselines import detector_baseline_id
 from trimtab.store.detectors import DetectorRow, detector
 from trimtab.store.engine import Store
 from trimtab.store.models import load_contracts
 from trimtab.store.tables import baselines, detectors, verdicts
+
+
+class RankedSource(Struct, frozen=True, kw_only=True):
+    """One source's part of the evidence of a window."""
+
+    source: str
+    what: str
+    """The contrast or rate with most evidence, as the detector names it."""
+    words: str
+    """The same for people."""
+    share: float
+    """Of the whole evidence."""
+
+
+class RankedSegment(Struct, frozen=True):
+    """One segment's part of the evidence of a window."""
+
+    segment: str
+    share: float
 
 
 class DetectorView(Struct, frozen=True, kw_only=True):
@@ -44,6 +66,13 @@ class DetectorView(Struct, frozen=True, kw_only=True):
     """As a share of what makes an alarm."""
     moved: list[dict[str, Any]] = []
     open: dict[str, Any] = {}
+    ranking: list[RankedSource] = []
+    """The sources with most evidence in that window, most first; what has an open alarm brings none."""
+    segments: list[RankedSegment] = []
+    """The segments with most evidence, over all that is watched in each."""
+    columns: dict[str, str] = {}
+    """Of the sources named above: the feature that each is of, or the output as `output:NAME`. A latency, a gauge,
+    a pair and the rows are of none."""
 
 
 def fleet_budgets(store: Store, fleet: str) -> tuple[float, int]:
@@ -62,7 +91,7 @@ def detector_view(store: Store, model: str, fleet: str) -> DetectorView:
     contract = current[model]
     budget = budget_of(contract, parse_budget(fleet), sharing_of(current.values()))
     with store.read() as connection:
-        row = _active(connection, model)
+        row = active_detector(connection, model)
         newest = connection.execute(
             select(verdicts.c.window_start_ms, verdicts.c.body)
             .where(verdicts.c.model == model, verdicts.c.latest)
@@ -104,7 +133,35 @@ def detector_view(store: Store, model: str, fleet: str) -> DetectorView:
         evidence=tree.get("evidence"),
         moved=tree.get("moved", []),
         open=tree.get("open", {}),
+        ranking=ranked(tree),
+        columns=named_columns(tree, None if row is None else row.fitted),
+        segments=msgspec.convert(tree.get("segments", []), list[RankedSegment]),
     )
+
+
+def ranked(tree: Mapping[str, Any]) -> list[RankedSource]:
+    """Return the ranking in a window's tree of the detector, with words. Verdicts from before have none."""
+    return [RankedSource(**one, words=label_words(one["what"])) for one in tree.get("ranking", [])]
+
+
+def named_columns(tree: Mapping[str, Any], fitted: Fitted | None) -> dict[str, str]:
+    """Return the column of each source that a window's tree names, where it is of one."""
+    if fitted is None:
+        return {}
+    named = {one["source"] for part in ("moved", "ranking") for one in tree.get(part, [])}
+    named |= set(tree.get("open", {}))
+    return {
+        source.name: source.column if source.origin == "feature" else f"output:{source.column}"
+        for source in fitted.contrasts.sources
+        if source.origin in ("feature", "output") and source.name in named
+    }
+
+
+def detector_columns(store: Store, model: str, tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return the column of each source that a window's tree of the detector names, by the detector of now."""
+    with store.read() as connection:
+        row = active_detector(connection, model)
+    return named_columns(tree, None if row is None else row.fitted)
 
 
 def _reason(row: DetectorRow | None) -> str | None:
@@ -144,7 +201,7 @@ def plan_view(
         raise NotFoundError(f"There is no model {model!r}. `trimtab model list` names them.")
     contract = current[model]
     with store.read() as connection:
-        row = _active(connection, model)
+        row = active_detector(connection, model)
     if row is None or row.fitted is None:
         raise NotFoundError(f"{model} has no detector: {_reason(row)}.")
     mine = budget_of(contract, parse_budget(fleet), sharing_of(current.values()))
@@ -162,7 +219,8 @@ def plan_view(
     )
 
 
-def _active(connection: Connection, model: str) -> DetectorRow | None:
+def active_detector(connection: Connection, model: str) -> DetectorRow | None:
+    """Return the detector that a model has now, or why its baseline gives none; None while none is made."""
     baseline_id = detector_baseline_id(connection, model)
     detector_id = connection.scalar(
         select(detectors.c.id)

@@ -78,9 +78,9 @@ def fill(store: Store, now_ms: int, windows: int = 120) -> int:
     for number in range(windows):
         start = first + number * WINDOW_MS
         harm = 0.0 if number < onset or number >= promoted else min(1.0, (number - onset) / 20)
-        accuracy = {"1": 0.97 - 0.3 * harm + chance.gauss(0, 0.012)}
+        accuracy = {"1": min(1.0, 0.97 - 0.3 * harm + chance.gauss(0, 0.012))}
         if number >= canary:
-            accuracy["2"] = 0.94 + chance.gauss(0, 0.012)
+            accuracy["2"] = min(1.0, 0.94 + chance.gauss(0, 0.012))
         judged = "2" if number >= promoted else "1"
         breached = breached + 1 if accuracy[judged] < 0.9 else 0
         verdict = _verdict(start, harm, accuracy, judged, breached, chance)
@@ -205,15 +205,52 @@ def _figures(
                         "value": value,
                         "n": 200,
                         "low": value - 0.04,
-                        "high": value + 0.03,
-                    }
+                        "high": min(1.0, value + 0.03),
+                    },
+                    "macro_f1": {"value": value - 0.02},
                 },
             }
             for version, value in accuracy.items()
         },
+        "estimated": _estimated(harm, accuracy[judged], chance),
         "judged_version": judged,
         "labels": "within 10 s",
         "baseline": {"id": 1, "windows": 168, "rows": 33_600},
+    }
+
+
+def _estimated(harm: float, accuracy: float, chance: random.Random) -> dict[str, Any]:
+    """What the scores alone promise: right at first, then beyond the reference, then contradicted by labels."""
+    if harm == 0 and chance.random() < 0.05:
+        reason = "no row of the window came with a score between 0 and 1"
+        return {"figures": {}, "status": "not_available", "reason": reason}
+    status, reason = "ok", ""
+    if harm > 0.4:
+        status = "invalid"
+        reason = (
+            "labels of the last 12 labelled windows contradict it: the answer was right 8.1 points less often "
+            "than the scores promised"
+        )
+    elif harm > 0.1:
+        status = "extrapolating"
+        reason = "9 % of the rows have scores that hardly any labelled row of the reference had"
+    value = min(1.0, accuracy + 0.2 * harm + chance.gauss(0, 0.008))
+    return {
+        "figures": {
+            "accuracy": {
+                "value": value,
+                "low": value - 1.96 * 0.014,
+                "high": min(1.0, value + 1.96 * 0.014),
+                "se": 0.014,
+            }
+        },
+        "status": status,
+        "reason": reason,
+        "assumes": "Assumes P(label | score) has not changed since 2026-11-20 00:00 UTC; cannot see concept drift. "
+        "Last checked against 2400 labels: residual z=-0.4.",
+        "scored_rows": 200,
+        "scored_share": 1.0,
+        "reference_labels": 4_000,
     }
 
 

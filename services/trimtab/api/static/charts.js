@@ -1,4 +1,5 @@
-/* The model page's charts: one time axis, verdict bands behind, the canary's steps across. */
+/* Charts over one time axis: verdict bands behind, the canary's steps across. What each shows is the page's
+   `trimtabSpecs(data, tools)`, loaded before. */
 "use strict";
 
 (() => {
@@ -14,6 +15,8 @@
   const charts = new Map();
   let limit = 240;
   let latest = null;
+  let asked = 0;
+  const chosen = {}; // what a page's own buttons have chosen
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const short = (value) => {
@@ -41,7 +44,7 @@
   }
 
   /* Bands are drawn before the grid, marks after the lines. */
-  function verdictBands() {
+  function verdictBands(spec) {
     const shade = (u, data, i) => {
       const rgb = BANDS[data.outcome[i]];
       if (!rgb) return;
@@ -68,7 +71,7 @@
           u.ctx.lineWidth = ratio;
           u.ctx.setLineDash([4 * ratio, 4 * ratio]);
           u.ctx.font = `${11 * ratio}px system-ui, sans-serif`;
-          latest.marks.forEach((mark, i) => {
+          (latest.marks ?? []).forEach((mark, i) => {
             const x = u.valToPos(mark.at_ms / 1000, "x", true);
             if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) return;
             u.ctx.beginPath();
@@ -79,9 +82,26 @@
             label(u, mark.label, x, u.bbox.top + u.bbox.height - (10 + 17 * (i % 3)) * ratio, ratio);
           });
           u.ctx.restore();
+          stripe(u, spec);
         },
       },
     };
+  }
+
+  /* Windows that a chart marks along its bottom, by a colour's name. */
+  function stripe(u, spec) {
+    if (!spec.stripe) return;
+    const height = 4 * uPlot.pxRatio;
+    u.ctx.save();
+    spec.stripe.forEach((name, i) => {
+      if (!name) return;
+      const from = Math.max(u.valToPos(latest.start_ms[i] / 1000, "x", true), u.bbox.left);
+      const to = Math.min(u.valToPos(latest.end_ms[i] / 1000, "x", true), u.bbox.left + u.bbox.width);
+      if (to <= from) return;
+      u.ctx.fillStyle = colour(name);
+      u.ctx.fillRect(from, u.bbox.top + u.bbox.height - height, Math.max(to - from, 1), height);
+    });
+    u.ctx.restore();
   }
 
   /* Ticks as 24-hour times, with the day where it changes or where ticks are days apart. */
@@ -109,11 +129,32 @@
   const scaleOf = (kind) => (u, min, max) => {
     if (min == null) return [0, 1];
     if (kind === "log") return [Math.min(-3, Math.floor(min)), Math.max(1, Math.ceil(max))];
+    if (kind === "free" || kind === "half") {
+      if (kind === "half") { min = Math.min(min, 0.4); max = Math.max(max, 0.6); }
+      const pad = (max - min) * 0.08 || Math.abs(max) * 0.05 || 1;
+      return [min - pad, max + pad];
+    }
     if (kind === "quality") {
       const pad = Math.max((max - min) * 0.15, 0.02);
       return max <= 1.0001 ? [Math.max(0, min - pad), Math.min(1, max + pad)] : [0, max + pad];
     }
     return [Math.min(0, min), Math.max(max * 1.12, kind === "share" ? 0.02 : 1e-3)];
+  };
+
+  /* `dash` is a limit or a level; `edge` bounds a band and has no line; `only` is points without a line. */
+  const series = (spec) => (line, i) => {
+    const stroke = line.stroke ? (line.stroke.startsWith("--") ? colour(line.stroke) : line.stroke) : LINES[i % LINES.length];
+    return {
+      label: line.label,
+      class: line.edge ? "edge" : undefined,
+      stroke: line.edge ? "transparent" : line.dash ? colour("--quiet") : stroke,
+      width: line.edge ? 0 : line.dash ? 1 : 1.75,
+      dash: line.dash ? [6, 4] : line.dotted ? [3, 3] : undefined,
+      paths: line.only ? () => null : undefined,
+      points: { show: !line.dash && !line.edge && (Boolean(line.only) || latest.t.length < 40), size: latest.t.length > 200 ? 3 : 5, fill: line.only ? stroke : undefined },
+      spanGaps: false,
+      value: line.value ?? ((u, value) => spec.format(value)),
+    };
   };
 
   function options(spec, width) {
@@ -133,56 +174,61 @@
       ],
       series: [
         { value: (u, seconds) => (seconds == null ? "–" : new Date(seconds * 1000).toISOString().slice(5, 19).replace("T", " ")) },
-        ...spec.lines.map((line, i) => ({
-          label: line.label,
-          stroke: line.dash ? colour("--quiet") : LINES[i % LINES.length],
-          width: line.dash ? 1 : 1.75,
-          dash: line.dash ? [6, 4] : undefined,
-          points: { show: !line.dash && latest.t.length < 40, size: 5 },
-          spanGaps: false,
-          value: (u, value) => spec.format(value),
-        })),
+        ...spec.lines.map(series(spec)),
       ],
+      bands: (spec.bands ?? []).map((band) => ({ series: [band.high + 1, band.low + 1], fill: colour(band.fill) })),
       padding: [8, EDGE_PX, 0, 0],
-      plugins: [verdictBands()],
+      plugins: [verdictBands(spec)],
       hooks: { ready: [tellNewest], setData: [tellNewest], setCursor: [tellNewest] },
     };
   }
 
-  function threshold(figure) {
-    const value = latest.thresholds[figure];
-    return value == null ? [] : [{ label: `limit ${short(value)}`, values: latest.t.map(() => value), dash: true }];
+  const tools = {
+    LINES,
+    chosen,
+    short,
+    share,
+    power,
+    logOf,
+    lines: (columns, rename = (name) => name) =>
+      Object.entries(columns).filter(([, values]) => values.some((v) => v != null)).map(([name, values]) => ({ label: rename(name), values })),
+    level: (value, label) => (value == null ? [] : [{ label, values: latest.t.map(() => value), dash: true }]),
+    threshold: (figure) => tools.level(latest.thresholds[figure], `limit ${short(latest.thresholds[figure])}`),
+  };
+
+  /* Sentences under a chart, and buttons that choose what it shows. */
+  function words(place, spec) {
+    let note = place.querySelector(".note");
+    if (!spec.note?.length) { note?.remove(); return; }
+    if (!note) { note = document.createElement("div"); note.className = "note quiet"; }
+    note.replaceChildren(...spec.note.map((text) => { const line = document.createElement("p"); line.textContent = text; return line; }));
+    place.append(note);
   }
 
-  function specs(data) {
-    const lines = (columns, rename = (name) => name) =>
-      Object.entries(columns).filter(([, values]) => values.some((v) => v != null)).map(([name, values]) => ({ label: rename(name), values }));
-    const [quality, versions] = Object.entries(data.performance)[0] ?? ["performance", {}];
-    const moved = Object.entries(data.drift).filter(([name]) => name.startsWith("psi("));
-    const drift = moved.length ? Object.fromEntries(moved) : { max_psi: data.drift.max_psi };
-    const percentages = Object.fromEntries(Object.entries(data.resources).filter(([name]) => name.endsWith("_percent")));
-    const memory = data.resources.memory_bytes ? { memory_bytes: data.resources.memory_bytes } : {};
-    const asks = Object.keys(data.thresholds).find((name) => name.startsWith("psi(") || name === "max_psi");
-    return [
-      { id: "performance", title: `Performance: ${quality}, by version`, kind: "quality", height: 210, format: quality === "mae" || quality === "rmse" ? short : (v) => (v == null ? "–" : v.toFixed(3)), lines: [...lines(versions, (v) => `version ${v}`), ...threshold(quality)] },
-      { id: "drift", title: "Drift: PSI against the baseline, of features in rules and those that moved most", kind: "psi", height: 200, format: short, lines: [...lines(drift, (name) => (name === "max_psi" ? "largest" : name.slice(4, -1))), ...(asks ? threshold(asks) : [])] },
-      { id: "detector", title: "Detector: evidence of a change, 1 is an alarm (logarithmic)", kind: "log", height: 150, format: power, lines: [...lines({ evidence: data.evidence.map(logOf) }), { label: "alarm", values: data.t.map(() => 0), dash: true }] },
-      { id: "latency", title: "Latency, ms", kind: "psi", height: 180, format: short, lines: [...lines(data.latency_ms), ...threshold("p99_latency_ms")] },
-      { id: "volume", title: "Rows per window", kind: "psi", height: 150, format: short, lines: lines({ rows: data.rows }) },
-      { id: "resources", title: "Resources, % in use", kind: "psi", height: 150, format: short, lines: lines(percentages, (name) => name.replace("_percent", "")) },
-      { id: "memory", title: "Memory, bytes", kind: "psi", height: 130, format: short, lines: lines(memory, () => "memory") },
-    ].filter((spec) => spec.lines.some((line) => !line.dash));
+  function choices(spec) {
+    const place = document.getElementById(`choose-${spec.id}`);
+    if (!place) return;
+    const names = spec.choices?.length > 1 ? spec.choices : [];
+    place.hidden = names.length === 0;
+    place.replaceChildren(...names.map((name) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = name.replaceAll("_", " ");
+      if (name === spec.chosen) button.setAttribute("aria-pressed", "true");
+      button.addEventListener("click", () => { chosen[spec.id] = name; draw(latest); });
+      return button;
+    }));
   }
 
   function draw(data) {
     latest = data;
     document.getElementById("nothing").hidden = data.t.length > 0;
-    const width = document.getElementById("chart-performance").parentElement.clientWidth - 2;
+    const width = root.clientWidth - 2;
     const end = data.end_ms.length ? data.end_ms[data.end_ms.length - 1] / 1000 : null;
-    const wanted = specs(data);
+    const wanted = trimtabSpecs(data, tools).filter((spec) => spec.lines.some((line) => !line.dash && !line.edge));
     const shown = new Set(wanted.map((spec) => spec.id));
     for (const [id, entry] of charts) {
-      if (!shown.has(id)) { entry.plot.destroy(); charts.delete(id); }
+      if (!shown.has(id)) { entry.plot.destroy(); charts.delete(id); document.getElementById(`chart-${id}`).replaceChildren(); }
     }
     for (const spec of wanted) {
       spec.end = end;
@@ -190,13 +236,17 @@
       const shape = JSON.stringify([spec.title, spec.lines.map((line) => line.label), width]);
       const known = charts.get(spec.id);
       if (known && known.shape === shape) {
-        known.spec.end = end;
+        Object.assign(known.spec, spec);
+        words(document.getElementById(`chart-${spec.id}`), spec);
+        choices(spec);
         known.plot.setData(columns, !known.plot.zoomed);
         continue;
       }
       if (known) known.plot.destroy();
       const plot = new uPlot(options(spec, width), columns, document.getElementById(`chart-${spec.id}`));
       charts.set(spec.id, { plot, shape, spec });
+      words(document.getElementById(`chart-${spec.id}`), spec);
+      choices(spec);
     }
     strip(data);
     root.dataset.drawn = String(data.t.length);
@@ -222,9 +272,13 @@
 
   async function refresh() {
     if (document.hidden) return;
-    const answer = await fetch(`${root.dataset.series}?limit=${limit}`, { headers: { Accept: "application/json" } });
+    const number = (asked += 1);
+    const separator = root.dataset.series.includes("?") ? "&" : "?";
+    const answer = await fetch(`${root.dataset.series}${separator}limit=${limit}`, { headers: { Accept: "application/json" } });
     if (answer.status === 401) { location.assign("/login"); return; }
-    if (answer.ok) draw(await answer.json());
+    if (!answer.ok) return;
+    const data = await answer.json();
+    if (number === asked) draw(data); // an older answer that comes late is let go
   }
 
   for (const button of root.querySelectorAll("[data-limit]")) {
