@@ -473,7 +473,7 @@ class Detector:
             effect=effect,
             error=error,
             usual=usual,
-            beyond_level=best >= best_rate and bool(self.calibration.bend[at]),
+            beyond_level=bool(best >= best_rate and self.calibration.bend[at]),
         )
 
     def _after_alarm(self, state: State, moved: list[Moved]) -> State:
