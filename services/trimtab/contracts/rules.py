@@ -84,6 +84,9 @@ FIGURES: dict[str, FigureSpec] = {
     "abnormal_response_rate": FigureSpec(
         _Q, "none", "share", "share of rows with an abnormal response"
     ),
+    "outlier_rate": FigureSpec(
+        _I, "none", "share", "share of rows unlike the reference in several features at once"
+    ),
     "missing_rate": FigureSpec(_Q, "any", "share", "share of rows without a value"),
     "unseen_rate": FigureSpec(_Q, "category", "share", "share of rows with an undeclared category"),
     "out_of_range_rate": FigureSpec(_Q, "number", "share", "share of rows outside min and max"),
