@@ -430,7 +430,8 @@ class Detector:
         off = np.where(self.by_sign[mine, 1] > 0, np.abs(off), off)
         alarmed = np.array([label == one.moved.what for label in source.labels], dtype=np.bool_)
         near = off + np.where(alarmed, error, -error) < RESOLVE_FLOORS * calibration.floor[mine]
-        low, high = share_bounds(*one.rates[-windows:].sum(0), calibration.dispersion[rates])
+        hits, rows = one.rates[-windows:].sum(0)
+        low, high = share_bounds(hits, rows, calibration.dispersion[rates])
         least = (calibration.rate + calibration.allowance)[rates] + RATE_STEPS[0]
         alarmed = np.array([rate == one.moved.what for rate in source.rates], dtype=np.bool_)
         fine = np.where(alarmed, high, low) < least
