@@ -31,6 +31,7 @@ from trimtab.contracts.model import (
 from trimtab.events.cloudevents import encode_binary, encode_structured
 from trimtab.events.types import Inference, InferenceBatch
 from trimtab.stats.cuts import build_numeric_cuts, model_cuts
+from trimtab.stats.outliers import fit
 from trimtab.store.engine import Store, open_store
 from trimtab.store.tables import metadata
 
@@ -141,10 +142,11 @@ def contract(features: int) -> Contract:
 
 
 def cuts(features: int) -> Any:
-    """Cuts of 64 bins from 2,000 normal values a feature."""
-    rng = random.Random(2)
-    sample = [rng.gauss(0, 1) for _ in range(2_000)]
-    return model_cuts((name, build_numeric_cuts(sample)) for name in names(features))
+    """Cuts of 64 bins from 2,000 normal values a feature, and what makes a row an outlier."""
+    rng = np.random.default_rng(2)
+    numbers = {name: rng.normal(size=2_000) for name in names(features)}
+    cuts = {name: build_numeric_cuts(values) for name, values in numbers.items()}
+    return model_cuts(cuts.items(), outliers=fit(cuts, numbers, {}, 2_000))
 
 
 def single(i: int, count: int, features: int, rng: random.Random) -> Inference:

@@ -25,9 +25,10 @@ from trimtab.contracts.combinations import parse_combination
 from trimtab.detect.evidence import Detector
 from trimtab.detect.observed import Observed
 from trimtab.stats.aggregate import Column, observe_pane
+from trimtab.stats.coded import Coded
 from trimtab.stats.combinations import matches
-from trimtab.stats.cuts import build_category_cuts, build_numeric_cuts, model_cuts
-from trimtab.stats.outliers import fit, held_columns
+from trimtab.stats.cuts import Cuts, build_category_cuts, build_numeric_cuts, model_cuts
+from trimtab.stats.outliers import fit, outlying
 
 REFERENCE, BUDGET, SHARE = 336, 720, 0.05
 SEEDS, QUICK_SEEDS = 4, 2
@@ -112,6 +113,32 @@ def delays(seeds: int) -> dict[str, float]:
     return result
 
 
+def odd_rows(seeds: int, count: int) -> dict[str, float]:
+    """Alarms per budget of the outliers of usual rows, and windows until rows far out in three of ten features are found."""
+    alone: list[float] = []
+    delay: dict[float, list[int]] = {0.005: [], 0.01: [], 0.02: []}
+    first = traffic.START + REFERENCE * traffic.HOUR
+    for seed in range(seeds):
+        rng = np.random.default_rng(200 + seed)
+        cuts = traffic.scored_cuts(rng)
+        detector = traffic.detector_of(cuts, traffic.odd_rows(cuts, rng, REFERENCE))
+        said = traffic.follow(
+            detector, cuts, traffic.odd_rows(cuts, rng, count), first, unmute=True
+        )
+        alone.append(sum(one.alarm for one in said) * BUDGET / count)
+        for share, found in delay.items():
+            said = traffic.follow(detector, cuts, traffic.odd_rows(cuts, rng, 100, share), first)
+            found.append(next((at + 1 for at, one in enumerate(said) if one.alarm), 100))
+    return {
+        "alone_outliers": float(np.mean(alone)),
+        "worst_outliers": max(alone),
+        **{
+            f"delay_outliers_{100 * share:g}_percent": float(np.median(found))
+            for share, found in delay.items()
+        },
+    }
+
+
 def _fastest(run: Callable[[], object], repeats: int) -> float:
     """Seconds of the fastest of some runs."""
     best = float("inf")
@@ -160,32 +187,24 @@ def rows(repeats: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     numbers = {f"n{k}": rng.normal(size=20_000) for k in range(20)}
     words = np.array([f"v{k}" for k in range(8)])
-    categories = {f"c{k}": words[rng.integers(0, 8, 20_000)].tolist() for k in range(4)}
-    cuts = model_cuts(
-        [(name, build_numeric_cuts(values)) for name, values in numbers.items()]
-        + [(name, build_category_cuts(values)) for name, values in categories.items()]
-    )
-    state = observe_pane(
-        cuts,
-        20_000,
-        numeric={name: Column(values) for name, values in numbers.items()},
-        categories=categories,
-        statuses={},
-        rules={},
-    )
-    outliers = fit(cuts, state.features, held_columns(numbers, categories), 20_000)
-    few = held_columns(
-        {name: values[:BATCH] for name, values in numbers.items()},
-        {name: values[:BATCH] for name, values in categories.items()},
-    )
+    categories = {
+        f"c{k}": Coded.of_keys(words[rng.integers(0, 8, 20_000)].tolist()) for k in range(4)
+    }
+    features: dict[str, Cuts] = {
+        name: build_numeric_cuts(values) for name, values in numbers.items()
+    }
+    features |= {name: build_category_cuts(values) for name, values in categories.items()}
+    cuts = model_cuts(features.items(), outliers=fit(features, numbers, categories, 20_000))
+    few = {name: values[:BATCH] for name, values in numbers.items()}
+    coded = {name: values.take(slice(BATCH)) for name, values in categories.items()}
     combination = parse_combination("n0 < -1 and c0 = 'v1'")
-    floats = {name: few[name] for name in numbers}
-    coded = {name: few[name] for name in categories}
     return {
-        "outliers_us_per_row": 1e6 / BATCH * _fastest(lambda: outliers.count(few, BATCH), repeats),
+        "outliers_us_per_row": 1e6
+        / BATCH
+        * _fastest(lambda: outlying(cuts, few, coded, BATCH), repeats),
         "combination_us_per_row": 1e6
         / BATCH
-        * _fastest(lambda: matches(combination, floats, coded, BATCH), repeats),  # type: ignore[arg-type]
+        * _fastest(lambda: matches(combination, few, coded, BATCH), repeats),
     }
 
 
@@ -195,7 +214,8 @@ def main() -> None:
     seeds, count, repeats = (
         (QUICK_SEEDS, QUICK_WINDOWS, 20) if given.quick else (SEEDS, WINDOWS, 100)
     )
-    result = budgets(seeds, count) | delays(seeds) | updates(repeats) | rows(repeats)
+    result = budgets(seeds, count) | delays(seeds) | odd_rows(2 * seeds, count)
+    result |= updates(repeats) | rows(repeats)
     rig.show(result, as_json=given.json, seeds=seeds, windows=count)
 
 

@@ -379,7 +379,8 @@ def window_show(
         "no findings",
     )
     for finding in last.findings:
-        if finding.detail and finding.rule is None:
+        compared = finding.reference is not None or finding.outcome == "cannot_tell"
+        if finding.detail and (finding.rule is None or compared):
             console.print(f"{finding.kind}: {finding.detail}", markup=False, soft_wrap=True)
     for version, found in (last.figures.get("performance") or {}).items():
         if "sampled_share" in found:

@@ -67,6 +67,9 @@ class Finding(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Figure name, with its feature in brackets: `psi(income)`."""
     value: float | None = None
     threshold: float | None = None
+    """The limit; of a rule against the reference, what that gave here."""
+    reference: float | None = None
+    """The figure of the active baseline that the limit was taken from; None of a limit that is a number."""
     rule: str | None = None
     """The rule's text; None for a detector."""
     breached: int = 0

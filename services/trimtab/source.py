@@ -16,11 +16,19 @@ from trimtab.errors import TrimtabError
 
 POLL_FETCH_BYTES = 2 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
+MAX_POLL_INTERVAL_MS = 120_000
+"""A group that waits for a member to join again gives it up after this; the clients' own five minutes stalled all."""
 RETRY_S = 0.2
 ASK_LIMIT_MS = 10_000
 """How long a question to the broker may hold up the loop."""
 CONFIRM_LIMIT_MS = 1_000
 """The same of the question whether topics are still those that were claimed, which every flush asks."""
+
+
+def max_poll_interval_ms(session_timeout_ms: object = None) -> int:
+    """Return how long a group waits for a member that must join again: clients want no less than the session."""
+    session = SESSION_TIMEOUT_MS if session_timeout_ms is None else int(str(session_timeout_ms))
+    return max(MAX_POLL_INTERVAL_MS, session)
 
 
 class SourceError(TrimtabError):

@@ -11,7 +11,6 @@ import signal
 from itertools import cycle
 
 import pytest
-from faults.stream import LIVE
 from faults.strike import PLACES, Strike
 from faults.world import wait_for
 from msgspec.structs import replace
@@ -280,10 +279,11 @@ def contracts_applied(world):
         world.send(0.9 / number)
         monitor = world.start_static(strike=point)
         wait_for(lambda one=monitor: one.trace.at_work or not one.process.is_alive(), "some work")
+        live = world.contracts[0]
         changed = replace(
-            LIVE,
-            windows=replace(LIVE.windows, lateness=next(lateness)),
-            labels=replace(LIVE.labels, sources=next(sources)),
+            live,
+            windows=replace(live.windows, lateness=next(lateness)),
+            labels=replace(live.labels, sources=next(sources)),
         )
         apply_contract(world.store, changed, "", "test", 0)
         world.kill(monitor, point)

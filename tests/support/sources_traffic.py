@@ -11,6 +11,7 @@ from trimtab.detect.observed import Observed
 from trimtab.stats.aggregate import Column, FeatureState, PaneState, ResourceState, observe_pane
 from trimtab.stats.cuts import CategoryCuts, build_numeric_cuts, model_cuts
 from trimtab.stats.loghistogram import LogHistogram
+from trimtab.stats.outliers import fit, outlying
 
 HOUR = 3_600_000
 START = 1_700_006_400_000
@@ -194,6 +195,27 @@ def wandering_timeouts(rng, count, share, wander):
         volume(n, {"response:timeout": int(rng.binomial(n, min(p, 1.0)))})
         for n, p in zip(rows, shares, strict=True)
     ]
+
+
+def scored_cuts(rng, features=10, rows=2_000):
+    """Cuts of normal numbers, with what makes a row an outlier."""
+    numbers = {f"n{i}": rng.normal(size=rows) for i in range(features)}
+    cuts = {name: build_numeric_cuts(values) for name, values in numbers.items()}
+    return model_cuts(cuts.items(), outliers=fit(cuts, numbers, {}, rows))
+
+
+def odd_rows(cuts, rng, count, far=0.0, rows=1_000):
+    """Windows of normal rows, a share of them 3 to 5 sd out in three features; no column but the outliers is counted."""
+    windows = []
+    for _ in range(count):
+        numbers = {name: rng.normal(size=rows) for name in cuts.feature}
+        odd = np.flatnonzero(rng.random(rows) < far)
+        for name in ("n1", "n4", "n7"):
+            numbers[name][odd] = rng.choice([-1, 1], odd.size) * rng.uniform(3, 5, odd.size)
+        found = int(outlying(cuts, numbers, {}, rows).sum())
+        state = PaneState(cuts.cuts_id, rows, rules={"request:outlier": found})
+        windows.append(Observed(state=state))
+    return windows
 
 
 NULLS = {

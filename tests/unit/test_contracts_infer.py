@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,20 @@ def test_a_draft_fits_what_was_seen() -> None:
         "error_rate > 0.05 in 3 of 4",
         "p99_latency_ms > 150 in 3 of 4",
     )
+
+
+@pytest.mark.parametrize(("answer", "figure"), [(1, "accuracy"), (0.5, "mae")])
+def test_the_rule_against_the_reference_that_a_draft_names_can_be_added(answer, figure) -> None:
+    events = [
+        Inference(id=str(i), model="m", version="1", time=i, prediction=i % 2 * answer)
+        for i in range(300)
+    ]
+    draft = infer_contract(events, "m")
+    (rule,) = re.findall(r'^# With labels, add ("[^"]+")', draft, re.MULTILINE)
+    text = draft.replace('arrive = "never"', 'arrive = "within 1 day"')
+    contract = parse_contract(text.replace("rules = [", f"rules = [{rule}, "), "m.toml")
+    assert contract.alarms.rules[0].startswith(figure)
+    assert "reference" in contract.alarms.rules[0]
 
 
 @pytest.mark.parametrize("prediction", [0.5, "x"])

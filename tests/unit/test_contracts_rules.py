@@ -49,7 +49,8 @@ def test_a_quoted_feature_may_hold_parentheses() -> None:
     ],
 )
 def test_the_comparison_is_the_one_written(text: str, value: float, met: bool) -> None:
-    assert parse_rule(text).met(value) is met
+    rule = parse_rule(text)
+    assert rule.met(value, rule.limit(0.0)) is met
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_detector import PlainContrast, plain_cap
+from scipy import stats
 
 from trimtab.detect import arrays
 from trimtab.detect.calibration import Calibration, fit, rebased, slots_of, spread_by_hour
 from trimtab.detect.certificate import certify, expected_delay
 from trimtab.detect.contrasts import Contrasts, Measured
-from trimtab.detect.evidence import Detector, State
+from trimtab.detect.evidence import Detector, State, share_bounds
 from trimtab.detect.orthonormal import category_contrasts, numeric_contrasts
 from trimtab.detect.sources import SourceContrasts
 
@@ -240,6 +241,18 @@ def test_hours_that_vary_more_have_a_variance_of_their_own():
         else:
             assert h.mean() < 1.05
     assert (spread_by_hour(uneven, (uneven**2).mean(0), uneven > -9, hours * 0, 1) == 1).all()
+
+
+def test_no_hit_in_few_rows_is_no_proof_of_a_share_near_nothing():
+    for rows, dispersion in ((180, 1.0), (720, 4.0)):
+        low, high = share_bounds(np.zeros(1), np.array([rows]), np.array([dispersion]))
+        assert low[0] <= 0 < 0.02 < high[0]
+    low, high = share_bounds(np.array([20.0]), np.array([1_000.0]), np.ones(1))
+    exact = stats.binomtest(20, 1_000).proportion_ci(method="wilson")
+    assert (low[0], high[0]) == (
+        pytest.approx(exact.low, abs=2e-3),
+        pytest.approx(exact.high, abs=2e-3),
+    )
 
 
 # --- laws ---------------------------------------------------------------------------------------------

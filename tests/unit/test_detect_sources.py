@@ -18,6 +18,8 @@ from sources_traffic import (
     latency,
     merged,
     null,
+    odd_rows,
+    scored_cuts,
     starts,
     volume,
     whole,
@@ -34,6 +36,7 @@ from trimtab.detect.sources import SEGMENT_CONTRASTS_MOST, VOLUME_UNIT, bounds_o
 from trimtab.records import Kind
 from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import CategoryCuts, model_cuts
+from trimtab.stats.surprise import Outliers
 
 AFTER = START + 336 * HOUR
 
@@ -303,6 +306,38 @@ def test_requests_that_time_out_are_found_and_named(detector):
     (moved,) = said[at].moved
     assert (moved.source, moved.what, moved.usual) == ("rows", "response:timeout", 0)
     assert moved.effect == pytest.approx(0.05)
+
+
+def test_usual_rows_raise_no_alarm_and_some_that_are_far_out_in_several_features_do():
+    rng = np.random.default_rng(21)
+    scored = scored_cuts(rng)
+    detector = detector_of(scored, odd_rows(scored, rng, 168))
+    outliers = source(detector.contrasts, "outliers")
+    assert outliers.kind is Kind.INPUT
+    assert outliers.rates == ("request:outlier",)
+    said = follow(detector, scored, odd_rows(scored, rng, 300), AFTER)
+    assert first_alarm(said) is None
+    said = follow(detector, scored, odd_rows(scored, rng, 5, 0.02), AFTER)
+    at = first_alarm(said)
+    assert at in (0, 1, 2)
+    (moved,) = said[at].moved
+    assert (moved.source, moved.what) == ("outliers", "request:outlier")
+    assert moved.effect == pytest.approx(0.02, abs=0.01)
+
+
+def test_cuts_of_too_few_rows_watch_no_outliers_and_say_so():
+    cuts = model_cuts([("income", NORMAL)], outliers=Outliers(held_rows=200))
+    window = Observed(state=PaneState(cuts.cuts_id, 500))
+    contrasts = Contrasts.of(cuts, window)
+    assert "outliers" not in [s.name for s in contrasts.sources]
+    (skipped,) = contrasts.skipped
+    assert (skipped.name, skipped.why) == (
+        "outliers",
+        "the cuts come from 200 rows; to score rows takes 1000",
+    )
+    alone = model_cuts([("income", NORMAL)], outliers=Outliers(held_rows=2_000))
+    (skipped,) = Contrasts.of(alone, Observed(state=PaneState(alone.cuts_id, 500))).skipped
+    assert skipped.why == "an outlier is unusual in several features; that takes 2 at least"
 
 
 def test_a_change_in_one_segment_is_found_there_and_not_elsewhere(detector):

@@ -144,6 +144,21 @@ def test_missing_values_are_a_break_of_the_data_not_of_the_input(local):
     assert "missing 3" in alert.summary or "missing 2" in alert.summary
 
 
+def test_traffic_that_stops_raises_an_alert_that_ends_when_it_is_back(local):
+    world = World(local)
+    world.go(168 + 10)  # hours of the week that the reference has
+    world.next += 3  # three hours without a row
+    world.close()
+    silent = world.verdict(world.next - 1)
+    assert (silent.figures["rows"], silent.outcome, silent.kind) == (0, Outcome.ALARM, Kind.VOLUME)
+    (alert,) = open_alerts(local)
+    assert alert.condition == "detector:volume"
+    assert alert.summary == "no row came for this window"
+    assert verify_verdict(local, world.rows_of(world.next - 1)[-1].id).confirmed
+    world.go(12)
+    assert open_alerts(local) == []
+
+
 def test_late_rows_give_the_states_that_punctual_rows_give(sqlite_url, tmp_path):
     said = []
     for place, is_late in (("punctual", False), ("late", True)):

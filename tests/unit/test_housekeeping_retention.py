@@ -13,7 +13,8 @@ from trimtab.monitor.housekeeping import Housekeeping, Retention
 from trimtab.monitor.joiner import Joiner
 from trimtab.store import verdicts
 from trimtab.store.engine import open_store
-from trimtab.store.joiners import claim_joiner
+from trimtab.store.joiners import ask_expiry, claim_joiner
+from trimtab.store.kept import next_expiry
 from trimtab.store.label_runs import DUPLICATES_SHARD, LabelRun, write_run
 from trimtab.store.tables import (
     deliveries,
@@ -75,6 +76,32 @@ def twenty_hours(store_url):
         writer.rows(DAY + number * 30 * MINUTE, {"x": [1.0] * 10})
     writer.passed(DAY + 20 * HOUR_MS)
     return store, writer, now_ms
+
+
+def test_what_joined_after_it_was_to_go_is_kept_until_a_verdict_has_counted_it(store_url):
+    """Labels that lag far behind in event time, as in a fast replay: the ledger says joined, so a verdict must."""
+    store, writer, now_ms = twenty_hours(store_url)
+    evaluator = Evaluator(store, "one")
+    evaluator.tick(now_ms)
+    writer.labels(DAY + HOUR_MS, [("a", "a")] * 4 + [("a", "b")] * 6, predicted_rows=10)
+    asked_ms = DAY + 20 * HOUR_MS
+    with store.write() as connection:
+        ask_expiry(connection, "m", asked_ms)
+    claim = claim_joiner(store, "m", 0, "test", now_ms, 0)
+
+    def expiry():
+        with store.read() as connection:
+            return next_expiry(connection, claim)
+
+    assert expiry() == DAY + HOUR_MS
+    evaluator.tick(now_ms + 120_000)
+    (verdict,) = [
+        row.verdict
+        for row in verdicts.verdicts_between(store, "m", DAY + HOUR_MS, DAY + HOUR_MS + 1)
+    ]
+    assert sum(v["labelled_rows"] for v in verdict.figures["performance"].values()) == 10
+    assert expiry() == asked_ms
+    store.close()
 
 
 def test_old_panes_become_hours_and_days_by_event_time_and_old_detail_goes(store_url, monkeypatch):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 from trimtab.contracts.model import Alarms, Contract, Feature, Prediction, Windows
 from trimtab.errors import ConflictError, NotFoundError, TrimtabError
+from trimtab.events.types import Inference
+from trimtab.monitor.blocks import single_block
+from trimtab.monitor.counting import rule_masks
+from trimtab.monitor.views import ModelView
 from trimtab.records import AlertState
 from trimtab.stats.aggregate import describe_feature
 from trimtab.store import alerts, baselines, models
@@ -18,6 +23,7 @@ from trimtab.store.tables import baselines as baseline_table
 from trimtab.store.tables import cuts as cuts_table
 from trimtab.store.tables import metadata
 from trimtab.testing.series import SeriesWriter
+from trimtab.windows import abnormal
 
 CONTRACT = Contract(
     name="m",
@@ -131,6 +137,43 @@ def test_a_reference_file_gives_cuts_and_windows_at_once(store, tmp_path):
         windows = baselines.windows_of(connection, made)
     assert [start for start, _ in windows] == [0, 2_000, 4_000, 6_000]
     assert sum(state.rows for _, state in windows) == 60
+
+
+def test_a_reference_file_counts_its_outliers_as_traffic_of_the_same_rows_would(store, tmp_path):
+    models.apply_contract(store, CONTRACT, "", "ann", 1)
+    lines = [f"{i},{i % 101 / 10},{'web' if i % 2 else 'app'},b,b\n" for i in range(3_000)]
+    lines[7], lines[2_500] = "7,-99,fax,b,b\n", "2500,99,tv,b,b\n"
+    made = baselines.fit_from_file(
+        store,
+        "m",
+        reference(tmp_path, "time,x,c,answer,truth\n" + "".join(lines)),
+        time_column="time",
+        prediction_column="answer",
+        label_column="truth",
+        now_ms=2,
+    )
+    stored = active_cuts(store, "m")
+    assert stored.outliers.held_rows == 3_000
+    with store.read() as connection:
+        windows = baselines.windows_of(connection, made)
+    counts = {start: dict(state.rules) for start, state in windows}
+    assert counts == {0: {abnormal.OUTLIER: 1}, 2_000: {abnormal.OUTLIER: 1}}
+    view = models.current_contract(store, "m").contract
+    events = [
+        Inference(id=str(i), model="m", version="1", time=0, features=features)
+        for i, features in enumerate([{"x": -99, "c": "fax"}, {"x": 1.0, "c": "web"}])
+    ]
+    rows = single_block(ModelView(1, view), np.arange(2), events, typed=False)
+    assert rule_masks(ModelView(1, view), stored, rows)[abnormal.OUTLIER].tolist() == [True, False]
+
+
+def test_of_a_long_reference_an_even_sample_tells_what_an_outlier_is(monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_HELD_ROWS", 2_000)
+    columns = {"x": [float(i) for i in range(5_000)], "c": ["web"] * 5_000}
+    cuts = baselines.build_cuts(CONTRACT, columns)
+    assert cuts.outliers.held_rows == 1_667
+    assert cuts.outliers.features[0].maximum == 4_998  # every third row
+    assert cuts.feature["x"] == baselines.build_cuts(CONTRACT, {"x": columns["x"]}).feature["x"]
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def _over(alert: Alert, finding: Finding, verdict: Verdict) -> str | None:
     if finding.reason is Reason.NOT_APPLICABLE or not _calm(finding, verdict):
         return None
     rebased = (
-        alert.kind in (Kind.INPUT, Kind.PREDICTION)
+        (alert.kind in (Kind.INPUT, Kind.PREDICTION) or finding.reference is not None)
         and alert.baseline_id is not None
         and alert.baseline_id != verdict.evidence.baseline_id
     )
@@ -184,6 +184,8 @@ def _summary(finding: Finding) -> str:
     value = "?" if finding.value is None else f"{finding.value:.4g}"
     if finding.rule is None:
         return finding.detail or f"The detector raised an alarm ({finding.kind})."
+    if finding.reference is not None:
+        value += f", the reference {finding.reference:.4g}"
     return (
         f"{finding.figure} is {value}: `{finding.rule}` was met in "
         f"{finding.breached} of the last {finding.of} windows."

@@ -7,6 +7,7 @@ from litestar.datastructures import State
 from litestar.params import FromPath
 
 from trimtab.api.joint import JointFigure, joint_figure
+from trimtab.api.outliers import OutlierRows, outlier_rows
 from trimtab.api.reports import Reports, ReportState
 from trimtab.errors import NotFoundError
 from trimtab.records import Role
@@ -46,6 +47,12 @@ def joint(state: State, model: FromPath[str], start_ms: FromPath[int]) -> JointF
     return joint_figure(state.store, model, start_ms)
 
 
+@get("/models/{model:str}/windows/{start_ms:int}/outliers", sync_to_thread=True)
+def outliers(state: State, model: FromPath[str], start_ms: FromPath[int]) -> OutlierRows:
+    """Get the outliers among a window's sampled rows, and what makes each one."""
+    return outlier_rows(state.store, model, start_ms)
+
+
 def report_html(state: State, model: str, start_ms: int) -> Response[Any]:
     """The report's page; raises NotFoundError while there is none."""
     reports: Reports = state.reports
@@ -67,4 +74,4 @@ def get_report(state: State, model: FromPath[str], start_ms: FromPath[int]) -> R
     return report_html(state, model, start_ms)
 
 
-reporting = Router("/", route_handlers=[make, report_state, joint, get_report])
+reporting = Router("/", route_handlers=[make, report_state, joint, outliers, get_report])

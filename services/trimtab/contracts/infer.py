@@ -55,6 +55,7 @@ def infer_contract(samples: Sequence[Inference], name: str) -> str:
         "",
         "[alarms]",
         f"rules = [{', '.join(_quoted(rule) for rule in _rules(rows))}]",
+        f"# With labels, add {_quoted(_performance_rule(task))}: against what the baseline reached.",
         "",
     ]
     return "\n".join(lines)
@@ -170,6 +171,12 @@ def _rules(rows: Sequence[Inference]) -> list[str]:
         limit = _round_up(p99 * _LATENCY_HEADROOM)
         rules.append(f"p99_latency_ms > {limit:g} in 3 of 4")
     return rules
+
+
+def _performance_rule(task: str) -> str:
+    if task == "regression":
+        return "mae > 1.2 * reference in 3 of 4"
+    return "accuracy < reference - 0.05 in 3 of 4"
 
 
 def _round_up(value: float) -> float:

@@ -2,9 +2,11 @@
 
 Grammar (spaces are free between words):
 
-    [warn] FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K]
+    [warn] FIGURE[(FEATURE)] OP LIMIT [in M of N] [min_rows K]
 
-FIGURE is one of FIGURES; OP is <, <=, > or >=; the rule is met in a window when the comparison
+FIGURE is one of FIGURES; OP is <, <=, > or >=; LIMIT is NUMBER, `reference`, `reference + NUMBER`,
+`reference - NUMBER` or `NUMBER * reference`, where `reference` is the same figure of the active baseline
+(`detect.reference`). The rule is met in a window when the comparison
 holds, and raises the alarm when it is met in M of the last N windows (default 1 of 1). Windows with
 fewer than K rows (default: the contract's `windows.min_rows`) do not count. FEATURE is a declared
 feature, or `prediction`. A feature name that holds a parenthesis needs double quotes. A rule that
@@ -82,6 +84,9 @@ FIGURES: dict[str, FigureSpec] = {
     "abnormal_response_rate": FigureSpec(
         _Q, "none", "share", "share of rows with an abnormal response"
     ),
+    "outlier_rate": FigureSpec(
+        _I, "none", "share", "share of rows unlike the reference in several features at once"
+    ),
     "missing_rate": FigureSpec(_Q, "any", "share", "share of rows without a value"),
     "unseen_rate": FigureSpec(_Q, "category", "share", "share of rows with an undeclared category"),
     "out_of_range_rate": FigureSpec(_Q, "number", "share", "share of rows outside min and max"),
@@ -100,8 +105,17 @@ FIGURES: dict[str, FigureSpec] = {
 """The closed list of figures that rules may use."""
 
 
+COMPARED = frozenset(("ks", "ks_p", "psi", "chi2_p", "effect", "max_psi", "drifted_share"))
+"""Figures that compare with the reference already: the reference itself has none."""
+FACTOR_MAX = 1_000_000.0
+"""The largest factor of the reference: beyond it limits would overflow sooner than mean anything."""
+
+
 class Rule(Struct, frozen=True):
-    """A rule the user set. Met when `figure op threshold`; an alarm when met in m of n windows."""
+    """A rule the user set. Met when `figure op limit`; an alarm when met in m of n windows.
+
+    The limit is factor * reference + threshold, where `reference` is the figure's value in the baseline.
+    """
 
     figure: str
     feature: str | None
@@ -116,18 +130,29 @@ class Rule(Struct, frozen=True):
     kind: Kind
     warns: bool = False
     """Met in m of n windows it is a warning, never an alarm."""
+    factor: float = 0.0
+    """Times the reference; 0 where the limit is a number."""
 
-    def met(self, value: float) -> bool:
-        """Whether the figure's value breaks this rule."""
+    @property
+    def relative(self) -> bool:
+        """Whether the limit depends on the reference."""
+        return self.factor != 0
+
+    def limit(self, reference: float) -> float:
+        """Return the limit under a reference; of a rule with a number it is that number, whatever is given."""
+        return self.factor * reference + self.threshold if self.relative else self.threshold
+
+    def met(self, value: float, limit: float) -> bool:
+        """Whether the figure's value breaks this rule under a limit."""
         match self.op:
             case "<":
-                return value < self.threshold
+                return value < limit
             case "<=":
-                return value <= self.threshold
+                return value <= limit
             case ">":
-                return value > self.threshold
+                return value > limit
             case ">=":
-                return value >= self.threshold
+                return value >= limit
 
 
 _RULE = re.compile(
@@ -135,14 +160,19 @@ _RULE = re.compile(
     \s*(?:(?P<warn>warn)\s+)?(?P<figure>[A-Za-z_][A-Za-z0-9_]*)
     \s*(?:\(\s*(?:"(?P<quoted>[^"]*)"|(?P<feature>[^()"]*?))\s*\))?
     \s*(?P<op><=|>=|<|>)
-    \s*(?P<threshold>[^\s]+)
+    \s*(?:(?P<factor>[^\s*]+?)\s*\*\s*reference
+        |reference\s*(?:(?P<sign>[-+*/])\s*(?P<offset>\S+))?
+        |(?P<threshold>[^\s]+))
     (?:\s+in\s+(?P<m>\d{1,9})\s+of\s+(?P<n>\d{1,9}))?
     (?:\s+min_rows\s+(?P<min_rows>\d{1,9}))?
     \s*
     """,
     re.VERBOSE,
 )
-_FORM = 'Write [warn] FIGURE[(FEATURE)] OP NUMBER [in M of N] [min_rows K], as "accuracy < 0.9 in 3 of 4".'
+_FORM = (
+    'Write [warn] FIGURE[(FEATURE)] OP LIMIT [in M of N] [min_rows K], as "accuracy < 0.9 in 3 of 4". '
+    "LIMIT is NUMBER, reference, reference + NUMBER, reference - NUMBER or NUMBER * reference."
+)
 
 
 def parse_rule(text: str) -> Rule:
@@ -164,17 +194,19 @@ def parse_rule(text: str) -> Rule:
         raise ContractError(
             f"`in {m} of {n}` cannot be. Write 1 ≤ M ≤ N ≤ {WINDOWS_MAX}, as in 3 of 4."
         )
+    factor, threshold = _limit(match, figure, spec, feature)
     return Rule(
         figure=figure,
         feature=feature or None,
         op=match["op"],  # type: ignore[arg-type]  # the pattern allows these four only
-        threshold=_threshold(match["threshold"], figure, spec),
+        threshold=threshold,
         m=m,
         n=n,
         min_rows=int(match["min_rows"]) if match["min_rows"] else None,
         text=" ".join(text.split()),
         kind=Kind.PREDICTION if feature == PREDICTION and spec.kind is Kind.INPUT else spec.kind,
         warns=match["warn"] is not None,
+        factor=factor,
     )
 
 
@@ -185,13 +217,58 @@ def _check_target(figure: str, spec: FigureSpec, feature: str | None) -> None:
         raise ContractError(f"{figure} needs a feature. Write `{figure}(FEATURE)`.")
 
 
-def _threshold(text: str, figure: str, spec: FigureSpec) -> float:
+def _limit(
+    match: re.Match[str], figure: str, spec: FigureSpec, feature: str | None
+) -> tuple[float, float]:
+    """Return (factor of the reference, number) of a rule's right side. Raises ContractError."""
+    if match["threshold"] is not None:
+        return 0.0, _threshold(match["threshold"], figure, spec)
+    if figure in COMPARED:
+        named = f"{figure}({feature})" if feature else figure
+        raise ContractError(
+            f"{figure} compares with the reference already. Write a number, as `{named} {match['op']} 0.2`."
+        )
+    if match["factor"] is not None:
+        factor = _number(match["factor"])
+        if not 0 < factor <= FACTOR_MAX:
+            raise ContractError(
+                f"{match['factor']} times the reference is no limit. "
+                f"Write a factor above 0, at most {FACTOR_MAX:.0f}."
+            )
+        return factor, 0.0
+    if match["sign"] is None:
+        return 1.0, 0.0
+    if match["sign"] in "*/":
+        raise ContractError(
+            f"`reference {match['sign']} {match['offset']}` is not understood. "
+            "Write the factor first, as `0.95 * reference`."
+        )
+    offset = _number(match["offset"])
+    if offset < 0:
+        raise ContractError(
+            f"`reference {match['sign']} {match['offset']}` has two signs. Write `reference - 0.05` or "
+            "`reference + 0.05`."
+        )
+    widest = {"share": 1.0, "percent": 100.0}.get(spec.unit, math.inf)
+    if offset > widest:
+        raise ContractError(
+            f"{figure} lies between 0 and {widest:.0f}; {match['offset']} more or less never decides anything."
+        )
+    return 1.0, -offset if match["sign"] == "-" else offset
+
+
+def _number(text: str) -> float:
     try:
-        threshold = float(text)
+        number = float(text)
     except ValueError:
-        threshold = math.nan
-    if not math.isfinite(threshold):
+        number = math.nan
+    if not math.isfinite(number):
         raise ContractError(f"{text!r} is not a number. {_FORM}")
+    return number
+
+
+def _threshold(text: str, figure: str, spec: FigureSpec) -> float:
+    threshold = _number(text)
     if spec.unit == "share" and not 0 <= threshold <= 1:
         raise ContractError(f"{figure} lies between 0 and 1; {text} never decides anything.")
     if spec.unit == "percent" and not 0 <= threshold <= 100:

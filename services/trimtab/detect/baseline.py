@@ -21,6 +21,8 @@ class Baseline(Struct, frozen=True):
     id: int | None = None
     season: str | None = None
     """Where `state` is of the windows of one season only, such as `14:00`; `windows` counts all."""
+    season_windows: int = 0
+    """How many windows `state` is of, where it is of one season's."""
 
     @property
     def complete(self) -> bool:

@@ -190,6 +190,17 @@ def rate_log_ratios(calibration: Calibration, hits: Floats, rows: Floats) -> Flo
     return tempered
 
 
+def share_bounds(hits: Floats, rows: Floats, dispersion: Floats) -> tuple[Floats, Floats]:
+    """Return the 95 % bounds of shares (Agresti & Coull 1998), of rows that count for fewer by their dispersion.
+
+    No hit in few rows leaves room for a share of some per cent.
+    """
+    n = np.maximum(rows, 0) / dispersion + 4
+    middle = (hits / dispersion + 2) / n
+    reach = 2 * np.sqrt(middle * (1 - middle) / n)
+    return middle - reach, middle + reach
+
+
 class Said(Struct, frozen=True, kw_only=True):
     """What the detector says of one window."""
 
@@ -420,11 +431,10 @@ class Detector:
         alarmed = np.array([label == one.moved.what for label in source.labels], dtype=np.bool_)
         near = off + np.where(alarmed, error, -error) < RESOLVE_FLOORS * calibration.floor[mine]
         hits, rows = one.rates[-windows:].sum(0)
-        share = hits / np.maximum(rows, 1)
-        spread = np.sqrt(share * (1 - share) * calibration.dispersion[rates] / np.maximum(rows, 1))
+        low, high = share_bounds(hits, rows, calibration.dispersion[rates])
         least = (calibration.rate + calibration.allowance)[rates] + RATE_STEPS[0]
         alarmed = np.array([rate == one.moved.what for rate in source.rates], dtype=np.bool_)
-        fine = share + np.where(alarmed, 2 * spread, -2 * spread) < least
+        fine = np.where(alarmed, high, low) < least
         return bool(near.all() and fine.all())
 
     def _standard_error(self, windows: Floats | int) -> Floats:
@@ -473,7 +483,7 @@ class Detector:
             effect=effect,
             error=error,
             usual=usual,
-            beyond_level=best >= best_rate and bool(self.calibration.bend[at]),
+            beyond_level=bool(best >= best_rate and self.calibration.bend[at]),
         )
 
     def _after_alarm(self, state: State, moved: list[Moved]) -> State:

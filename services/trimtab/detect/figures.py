@@ -5,7 +5,7 @@ milliseconds, logarithms natural. The tree:
 
     rows, rows_by_version{v}
     status{ok, error, timeout, rejected}, error_rate
-    abnormal{request_rate, response_rate, rules{name: {rows, rate}}}
+    abnormal{request_rate, response_rate, outlier_rate, rules{name: {rows, rate}}}
     latency_ms{rows, mean, p50, p95, p99, max}
     resources{gauge: {samples, mean, p95, max}}
     features{name: {kind, rows, missing_rate, type_error_rate, unseen_rate, out_of_range_rate, mean, sd,
@@ -39,6 +39,7 @@ from trimtab.detect.baseline import Baseline
 from trimtab.stats.aggregate import FeatureState, PaneState, ResourceState, describe_feature
 from trimtab.stats.cuts import CategoryCuts, Cuts, ModelCuts
 from trimtab.stats.loghistogram import LogHistogram
+from trimtab.stats.outliers import finds_outliers
 from trimtab.stats.performance import (
     PerformanceState,
     classification_figures,
@@ -96,6 +97,9 @@ class Measured(Struct, frozen=True):
     value: float | None
     rows: int
     reason: str = ""
+    low: float | None = None
+    high: float | None = None
+    """The 95 % interval of performance, where one is known."""
 
 
 def figures(
@@ -125,12 +129,12 @@ def figures(
         "rows_by_version": dict(sorted(rows_by_version.items())),
         "status": statuses,
         "error_rate": 1 - statuses.get("ok", 0) / rows if rows else None,
-        "abnormal": _abnormal(state),
+        "abnormal": _abnormal(state, cuts),
         "latency_ms": _latency(state.latency_ms if state else LogHistogram()),
         "resources": {name: _gauge(g) for name, g in sorted(resources.gauges.items())},
         **compared,
         "performance": {
-            version: _performance(contract, labelled)
+            version: performance_tree(contract, labelled)
             for version, labelled in sorted(performance.items())
         },
         "judged_version": judged_version,
@@ -168,13 +172,15 @@ def comparisons(
     return {"features": features, "prediction": outputs, "drift": _drift(features)}
 
 
-def _abnormal(state: PaneState | None) -> Figures:
+def _abnormal(state: PaneState | None, cuts: ModelCuts | None) -> Figures:
     rows = state.rows if state else 0
     counts = dict(state.rules) if state else {}
     totals = (abnormal.REQUEST, abnormal.RESPONSE)
+    told = rows > 0 and cuts is not None and finds_outliers(cuts)
     return {
         "request_rate": counts.get(abnormal.REQUEST, 0) / rows if rows else None,
         "response_rate": counts.get(abnormal.RESPONSE, 0) / rows if rows else None,
+        "outlier_rate": counts.get(abnormal.OUTLIER, 0) / rows if told else None,
         "rules": {
             rule: {"rows": count, "rate": count / rows}
             for rule, count in sorted(counts.items())
@@ -318,7 +324,8 @@ def _no_drift(reason: str) -> Figures:
     return {"max_psi": None, "drifted_share": None, "drifted": [], "reason": reason}
 
 
-def _performance(contract: Contract, labelled: Labelled) -> Figures:
+def performance_tree(contract: Contract, labelled: Labelled) -> Figures:
+    """Return the `performance` part of the tree for one version."""
     if contract.task == "regression":
         found = regression_figures(labelled.state)
     else:
@@ -368,6 +375,9 @@ def measure(tree: Figures, name: str, feature: str | None = None) -> Measured:
         return _measured(tree[name], rows, "no rows")
     if name in ("abnormal_request_rate", "abnormal_response_rate"):
         return _measured(tree["abnormal"][name.removeprefix("abnormal_")], rows, "no rows")
+    if name == "outlier_rate":
+        reason = "the cuts come from too few rows or features to tell" if rows else "no rows"
+        return _measured(tree["abnormal"][name], rows, reason)
     if name in _LATENCY:
         latency = tree["latency_ms"]
         return _measured(latency[_LATENCY[name]], latency["rows"], "no latencies")
@@ -392,7 +402,8 @@ def _measure_performance(tree: Figures, name: str) -> Measured:
         if key in found["figures"]:
             figure = found["figures"][key]
             reason = figure.get("reason", "")
-            return Measured(figure["value"], found["labelled_rows"], reason or "")
+            ends = figure.get("low"), figure.get("high")
+            return Measured(figure["value"], found["labelled_rows"], reason or "", *ends)
     reason = NO_SCORES if name in _OF_SCORES else f"{name} is not defined for this task"
     return Measured(None, found["labelled_rows"], reason)
 

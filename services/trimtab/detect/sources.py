@@ -6,6 +6,7 @@
 | `latency_ms`, `resources:GAUGE` | log buckets, merged to at most 64 bins | `rising_contrasts` | a rise |
 | `volume` | rows | UNIT log2(rows + 20), turned round | a fall |
 | `rows` | rows that broke a rule, failed or timed out | rates only | a rise |
+| `outliers` | rows unlike the reference (`stats.outliers`) | a rate only | a rise |
 | `segment COLUMN=VALUE:FEATURE`, `...:output:NAME` | as of FEATURE, of the segment's rows | location and spread; \
 categories above 5 % | any change |
 | `joint:COLUMN x COLUMN` | the row sample: `stats.joint` | rank correlation, as Fisher's z | any change |
@@ -39,6 +40,7 @@ from trimtab.stats.aggregate import FeatureState, PaneState
 from trimtab.stats.cuts import SPECIAL_BINS, CategoryCuts, Cuts, ModelCuts, special_index
 from trimtab.stats.joint import LEAST_ROWS, MOST_COLUMNS, JointColumn
 from trimtab.stats.loghistogram import LogHistogram
+from trimtab.stats.outliers import LEAST_FEATURES, LEAST_HELD_ROWS, finds_outliers
 from trimtab.windows import abnormal
 
 Origin = Literal["feature", "output", "latency", "resource", "rows", "volume", "joint"]
@@ -73,7 +75,7 @@ class SourceContrasts(Struct, frozen=True, kw_only=True):
     """The contrasts and rates of one source."""
 
     name: str
-    """A feature's name; `output:score`, `latency_ms`, `resources:cpu_percent`, `volume`, `rows`, \
+    """A feature's name; `output:score`, `latency_ms`, `resources:cpu_percent`, `volume`, `rows`, `outliers`, \
 `segment channel=web:income`."""
     matrix: Floats
     """H, shape (bins, contrasts)."""
@@ -186,7 +188,16 @@ def sources_of(
             sources.append(_rising(name, origin, column, histogram, least))
     if baseline.state.rows:
         sources.append(_volume())
-        sources.append(_rows())
+        sources.append(_rates("rows", ROW_RATES, Kind.DATA_QUALITY))
+        if finds_outliers(cuts):
+            # Whether a change of the world or broken data made them, they do not tell.
+            sources.append(_rates("outliers", (abnormal.OUTLIER,), Kind.INPUT))
+        elif cuts.outliers is not None:
+            rows = cuts.outliers.held_rows
+            why = f"the cuts come from {rows} rows; to score rows takes {LEAST_HELD_ROWS}"
+            if rows >= LEAST_HELD_ROWS:
+                why = f"an outlier is unusual in several features; that takes {LEAST_FEATURES} at least"
+            skipped.append(Skipped("outliers", why))
     pairs, unpaired = _joint(cuts, baseline, {source.name for source in sources})
     sources += pairs
     skipped += unpaired
@@ -196,7 +207,7 @@ def sources_of(
 
 def feature_source(name: str) -> str:
     """Return the name of a feature's source: its own, unless another source has that."""
-    taken = name in ("latency_ms", "rows", "volume")
+    taken = name in ("latency_ms", "outliers", "rows", "volume")
     if taken or name.startswith(("feature:", "output:", "resources:", "joint:", "segment ")):
         return f"feature:{name}"
     return name
@@ -285,14 +296,15 @@ def _volume() -> SourceContrasts:
     )
 
 
-def _rows() -> SourceContrasts:
+def _rates(name: str, rates: tuple[str, ...], kind: Kind) -> SourceContrasts:
+    """Return a source of rates of all rows."""
     return SourceContrasts(
-        name="rows",
+        name=name,
         matrix=np.zeros((1, 0)),
         labels=(),
         weights=(),
-        rates=ROW_RATES,
-        kind=Kind.DATA_QUALITY,
+        rates=rates,
+        kind=kind,
         origin="rows",
         rate_weight=1.0,
     )

@@ -19,6 +19,7 @@ from trimtab.detect.drift import Watched, Watching, is_detectors, watch
 from trimtab.detect.figures import Figures, Labelled, figures
 from trimtab.detect.label_free import LabelFree, estimated
 from trimtab.detect.observed import Observed
+from trimtab.detect.reference import ReferenceFigure
 from trimtab.detect.rules import PriorWindow, flag_of, judge_rules, rules_of
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 from trimtab.stats.aggregate import PaneState, ResourceState
@@ -87,22 +88,22 @@ class WindowInputs(Struct, frozen=True, kw_only=True):
     changed: str | None = None
     label_free: LabelFree | None = None
     """What an estimate without labels rests on; None in verdicts from before there were any."""
+    reference: Mapping[str, ReferenceFigure] = {}
+    """What rules against the reference are compared with, by their text; empty without such rules, and while
+    there is no complete baseline. Evidence keeps it, for labels of the baseline come late and expire."""
 
 
 def observed(inputs: WindowInputs) -> Observed | None:
     """Return what the detector looks at of a window; None where it may not look.
 
     Of a window that lost messages, may get more rows, has another length or was counted under other cuts, it
-    learns nothing.
+    learns nothing. Of one without rows it learns the volume: that traffic has stopped is what people want to hear first.
     """
-    watching, state = inputs.detector, inputs.state
-    if (
-        not isinstance(watching, Watching)
-        or state is None
-        or state.cuts_id != watching.cuts.cuts_id
-    ):
+    watching = inputs.detector
+    if not isinstance(watching, Watching) or inputs.stalled is not None or inputs.lost:
         return None
-    if inputs.stalled is not None or inputs.lost or not state.rows:
+    state = inputs.state or PaneState(cuts_id=watching.cuts.cuts_id)
+    if state.cuts_id != watching.cuts.cuts_id:
         return None
     if inputs.window_end_ms - inputs.window_start_ms != watching.detector.length_ms:
         return None
@@ -155,6 +156,7 @@ def evaluate(
             labels_due=inputs.labels_due,
             has_rows=tree["rows"] > 0,
             calibrating=_calibrating(inputs),
+            reference=inputs.reference,
         )
     else:
         findings += [_unjudged(rule.text, rule, inputs) for rule in rules_of(contract)]
@@ -163,7 +165,8 @@ def evaluate(
         findings += inputs.detector.findings
         tree["detector"] = inputs.detector.tree
     elif said is not None:
-        findings += said.findings
+        # Of no rows nothing is known but that there are none.
+        findings += [f for f in said.findings if tree["rows"] or _is_of_volume(f)]
         tree["detector"] = said.tree
     else:
         tree["detector"] = {"id": None, "reason": _no_detector(inputs)}
@@ -193,6 +196,10 @@ def evaluate(
         ),
         changed=inputs.changed,
     )
+
+
+def _is_of_volume(finding: Finding) -> bool:
+    return finding.kind is Kind.VOLUME and finding.outcome is not Outcome.OK
 
 
 def encode(verdict: Verdict) -> bytes:
@@ -254,6 +261,8 @@ def _prior(inputs: WindowInputs) -> Json:
     }
     if inputs.label_free is not None:
         said["label_free"] = msgspec.to_builtins(inputs.label_free)
+    if inputs.reference:
+        said["reference"] = msgspec.to_builtins(dict(inputs.reference))
     if inputs.joint is not None:
         said["joint"] = base64.b64encode(inputs.joint.to_bytes()).decode()
     detector = inputs.detector
@@ -268,6 +277,11 @@ def joint_of(prior: Mapping[str, Any]) -> JointState | None:
     """Return the relations of columns that evidence keeps; None where none were read. Raises StateError."""
     kept = prior.get("joint")
     return None if kept is None else JointState.from_bytes(base64.b64decode(kept))
+
+
+def reference_of(prior: Mapping[str, Any]) -> dict[str, ReferenceFigure]:
+    """Return what evidence keeps of the reference, by the rules' text."""
+    return msgspec.convert(prior.get("reference", {}), dict[str, ReferenceFigure])
 
 
 def detector_prior(watching: Watching) -> Json:
@@ -379,7 +393,7 @@ def _unjudged(text: str, rule: Any, inputs: WindowInputs) -> Finding:
         outcome=Outcome.CANNOT_TELL,
         reason=reason,
         figure=f"{rule.figure}({rule.feature})" if rule.feature else rule.figure,
-        threshold=rule.threshold,
+        threshold=None if rule.relative else rule.threshold,
         rule=text,
         needed=rule.m,
         of=rule.n,
@@ -434,6 +448,8 @@ def summary(worst: Finding, findings: Sequence[Finding], rows: int) -> str:
     value = "?" if worst.value is None else f"{worst.value:.4g}"
     if worst.rule is None:
         return f"{worst.outcome.capitalize()}: {worst.detail or worst.figure}{more}."
+    if worst.reference is not None:
+        value += f", the reference {worst.reference:.4g}"
     return (
         f"{worst.outcome.capitalize()}: {worst.figure} is {value}; `{worst.rule}` was met in "
         f"{worst.breached} of the last {worst.of} windows{more}."

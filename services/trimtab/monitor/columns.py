@@ -76,6 +76,11 @@ class Rows(Struct):
         """Number of rows."""
         return int(self.record.size)
 
+    @property
+    def numbers_by_name(self) -> dict[str, Floats]:
+        """The columns of numbers by feature, each of shape (n,)."""
+        return dict(zip(self.number_names, self.numbers, strict=True))
+
     def id_of(self, row: int) -> str:
         """Return the id of a row."""
         within = int(self.batch_row[row])

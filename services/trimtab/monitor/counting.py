@@ -14,6 +14,7 @@ from trimtab.stats.aggregate import Column, PaneState, observe_pane
 from trimtab.stats.coded import Coded
 from trimtab.stats.combinations import matches
 from trimtab.stats.cuts import CategoryCuts, Key, ModelCuts, NumericCuts
+from trimtab.stats.outliers import finds_outliers, outlying
 from trimtab.store.label_runs import Group
 from trimtab.windows import abnormal
 from trimtab.windows.panes import split_by
@@ -133,6 +134,8 @@ def rule_masks(view: ModelView, cuts: ModelCuts | None, rows: Rows) -> dict[str,
         broken = [masks[rule] for rule in rules if rule in masks]
         if broken:
             masks[whole] = np.logical_or.reduce(broken)
+    if cuts is not None and finds_outliers(cuts):
+        add(abnormal.OUTLIER, outlying(cuts, rows.numbers_by_name, rows.categories, rows.size))
     return masks
 
 
@@ -160,7 +163,7 @@ def _request_rules(view: ModelView, cuts: ModelCuts | None, rows: Rows, add: Any
             if unseen:
                 add(abnormal.UNSEEN_CATEGORY, column.mask(frozenset(unseen)))
     if view.impossible:
-        numbers = dict(zip(rows.number_names, rows.numbers, strict=True))
+        numbers = rows.numbers_by_name
         for combination in view.impossible:
             add(abnormal.IMPOSSIBLE, matches(combination, numbers, rows.categories, rows.size))
 

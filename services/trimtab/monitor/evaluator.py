@@ -329,6 +329,8 @@ class Evaluator:
                 *(start_ms for start_ms in due if not _has_labels(reader, connection, start_ms)),
             }
         reader.begin(connection)
+        if has_begun:
+            changed |= reader.waiting_for_reference(connection, mark.ms, done_ms)
         fitted = reader.look_for_detector(connection, recipe_of(contract), self._budget(contract))
         # Revisions first, so that new windows remember what is now known of the earlier ones.
         revised, pending, again_ms = self._revise(connection, reader, changed, mark, now_ms)

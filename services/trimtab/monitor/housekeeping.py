@@ -29,6 +29,7 @@ from trimtab.store.leases import Lease, acquire, check, release
 from trimtab.store.ledger import ledger
 from trimtab.store.models import ContractRow, CurrentContracts
 from trimtab.store.oldest import Oldest, oldest_of
+from trimtab.store.reference_labels import keep_labels, labels_due
 from trimtab.store.rollups import forget_stray_gauges
 from trimtab.store.settled import Stand, judged_to_ms, stands, unjoined_from_ms
 from trimtab.store.tables import (
@@ -227,7 +228,7 @@ class Housekeeping:
                 only_panes=not ages,
             )
         if contract is not None:
-            self._keep_labelled_scores(lease, contract, newest_ms)
+            self._keep_reference_labels(lease, contract, newest_ms)
         if not self._may_forget(model, contract, oldest, newest_ms):
             return rolled.rows, rolled.more
         with self._store.write() as connection:
@@ -236,16 +237,19 @@ class Housekeeping:
             removed += self._thin_verdicts(connection, model, newest_ms - keep.verdict_detail_ms)
         return rolled.rows + removed, removed > 0 or rolled.more
 
-    def _keep_labelled_scores(self, lease: Lease, contract: Contract, newest_ms: int) -> None:
-        """Keep with a baseline what its labels say of its scores, before `_forget_model` lets the labels go."""
+    def _keep_reference_labels(self, lease: Lease, contract: Contract, newest_ms: int) -> None:
+        """Keep a baseline's labels, and what they say of its scores, before `_forget_model` lets them go."""
         labels_ms = _labels_kept_ms(contract, self._retention)
         expire_to_ms = _expire_to_ms(newest_ms - labels_ms, labels_ms)
         with self._store.read() as connection:
             due = notes_due(connection, contract, newest_ms, expire_to_ms)
-        if due:
+            labels = labels_due(connection, contract, newest_ms, expire_to_ms)
+        if due or labels:
             with self._store.write() as connection:
                 check(connection, lease)
                 keep_notes(connection, due)
+                for baseline_id, by_version in labels.items():
+                    keep_labels(connection, baseline_id, by_version)
 
     def _may_forget(
         self, model: str, contract: Contract | None, oldest: Oldest, newest_ms: int

@@ -118,7 +118,6 @@ class Joiner:
         if owned is None:
             return 0
         with self._store.read() as connection:
-            expire_to_ms = next_expiry(connection, owned.claim)
             runs = runs_after(
                 connection, model, shard, owned.claim.positions, limit_rows=self._batch_rows
             )
@@ -130,6 +129,8 @@ class Joiner:
             )
             owned.runs += len(runs)
             rows = merge.rows
+        with self._store.read() as connection:  # what was merged just now holds back what expires
+            expire_to_ms = next_expiry(connection, owned.claim)
         many = owned.runs >= CHECKPOINT_RUNS or owned.index.touched_rows >= CHECKPOINT_ROWS
         if many or expire_to_ms is not None:
             self._checkpoint(owned, expire_to_ms, now_ms)

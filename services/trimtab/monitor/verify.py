@@ -1,7 +1,7 @@
 """`trimtab verify`: recompute a verdict from the stored states and compare bytes (design, rule 6).
 
 The counts are read again; what the evidence itself records (rule memory, judged version, whether labels
-were due, how columns went together in the sampled rows) is taken from it. What retention has let go, or a later revision has replaced, cannot be
+were due, how columns went together in the sampled rows, which performance of the baseline it was compared with) is taken from it. What retention has let go, or a later revision has replaced, cannot be
 recomputed, and the answer names it: nobody should take for a difference what is only no longer there.
 """
 
@@ -10,8 +10,16 @@ from msgspec import Struct
 from sqlalchemy import Connection
 
 from trimtab.detect.label_free import LabelFree
-from trimtab.detect.rules import PriorWindow
-from trimtab.detect.verdict import Carried, WindowInputs, evaluate, joint_of, verify
+from trimtab.detect.reference import ReferenceFigure, is_performance
+from trimtab.detect.rules import PriorWindow, rules_of
+from trimtab.detect.verdict import (
+    Carried,
+    WindowInputs,
+    evaluate,
+    joint_of,
+    reference_of,
+    verify,
+)
 from trimtab.errors import NotFoundError
 from trimtab.monitor.window_inputs import ModelReader
 from trimtab.records import Reason, Verdict
@@ -104,8 +112,19 @@ def _inputs(
         joint=joint_of(prior),
         prior=msgspec.convert(prior.get("windows", []), list[PriorWindow]),
         label_free=msgspec.convert(prior.get("label_free"), LabelFree | None),
+        reference=_reference(found, stored),
     )
     return inputs, read
+
+
+def _reference(found: WindowInputs, stored: Verdict) -> dict[str, ReferenceFigure]:
+    """Return what rules were compared with: performance as recorded, for labels come late; the rest as counted."""
+    labelled = {rule.text for rule in rules_of(found.contract) if is_performance(rule)}
+    recorded = reference_of(stored.evidence.prior)
+    return {
+        text: recorded.get(text, figure) if text in labelled else figure
+        for text, figure in found.reference.items()
+    }
 
 
 def _stalled(stored: Verdict) -> str | None:

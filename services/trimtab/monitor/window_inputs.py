@@ -23,6 +23,7 @@ from trimtab.detect.rules import PriorWindow, enough_labelled, flag_of, longest_
 from trimtab.detect.verdict import Carried, WindowInputs, joint_of
 from trimtab.events.types import Traffic
 from trimtab.monitor.label_free_inputs import LabelFreeReader
+from trimtab.monitor.reference_inputs import ReferenceReader
 from trimtab.records import Kind, Outcome
 from trimtab.stats.aggregate import PaneState, ResourceState
 from trimtab.stats.cuts import ModelCuts
@@ -74,6 +75,7 @@ class ModelReader:
         self._drafts: OrderedDict[int, Baseline] = OrderedDict()
         """What the draft was when it held so many windows."""
         self._label_free = LabelFreeReader()
+        self._reference = ReferenceReader()
         self.draft: Baseline | None = None
         """The baseline that traffic is filling, as of the windows closed so far."""
         self._wants_windows = False
@@ -93,6 +95,7 @@ class ModelReader:
     def begin(self, connection: Connection) -> None:
         """Read what holds for a whole tick: the active cuts and baseline, the champion."""
         self._label_free.begin()
+        self._reference.begin()
         self.cuts = active_cuts(connection, self.contract.name)
         self.champion = _champion(connection, self.contract.name)
         active = baselines.active_baseline_id(connection, self.contract.name)
@@ -183,6 +186,7 @@ class ModelReader:
         """Drop what was remembered: the write that should have stored it did not happen."""
         self.heads.clear()
         self._loaded.clear()
+        self._reference.forget()
 
     def contract_of(self, head: Head | None) -> tuple[int, Contract]:
         """Return the contract that a window is judged by: its first verdict's, else the current."""
@@ -245,7 +249,18 @@ class ModelReader:
             stalled=stalled,
             changed=None if head is None else _changed(head, read, performance, resources),
             label_free=self._label_free.known(connection, contract, baseline, judged, read, end_ms),
+            reference=self._reference.known(
+                connection, contract, baseline, cuts, judged, watermark_ms, head
+            ),
         ), read
+
+    def waiting_for_reference(
+        self, connection: Connection, watermark_ms: int | None, to_ms: int
+    ) -> set[int]:
+        """Return the judged windows before `to_ms` that waited for labels of the baseline which are there now."""
+        return self._reference.waiting(
+            connection, self.contract, self.baseline, self.champion, watermark_ms, to_ms
+        )
 
     def _detector_of(
         self, connection: Connection, head: Head | None, start_ms: int
@@ -316,7 +331,9 @@ class ModelReader:
         state = state_of_windows(connection, baseline.id, same)
         if state is None:
             return baseline
-        return msgspec.structs.replace(baseline, state=state, season=slot_name(season, slot))
+        return msgspec.structs.replace(
+            baseline, state=state, season=slot_name(season, slot), season_windows=len(same)
+        )
 
     def _joint(
         self,
@@ -503,6 +520,8 @@ def remembered(head: Head, key: BaselineKey | None, judged: str | None) -> Prior
         if finding.rule is None:
             continue
         if finding.kind in _COMPARED and not same_baseline:
+            continue
+        if finding.reference is not None and not same_baseline:
             continue
         if finding.kind is Kind.PERFORMANCE and not same_version:
             continue

@@ -36,6 +36,7 @@ from trimtab.source import (
     SourceAwayError,
     SourceError,
     UnreadableHeadersError,
+    max_poll_interval_ms,
 )
 from trimtab.sources.options import OF_GROUP, librdkafka_options
 
@@ -217,6 +218,7 @@ class ConfluentSource:
         options: dict[str, Any] = {
             "session.timeout.ms": SESSION_TIMEOUT_MS,
             "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 3,
+            "max.poll.interval.ms": max_poll_interval_ms(translated.get("session.timeout.ms")),
             "max.partition.fetch.bytes": POLL_FETCH_BYTES,
             "allow.auto.create.topics": "true",
             "check.crcs": "true",

@@ -20,6 +20,7 @@ from trimtab.source import (
     Polled,
     SourceAwayError,
     SourceError,
+    max_poll_interval_ms,
 )
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class KafkaPythonSource:
         options: dict[str, Any] = {
             "session_timeout_ms": SESSION_TIMEOUT_MS,
             "heartbeat_interval_ms": SESSION_TIMEOUT_MS // 3,
+            "max_poll_interval_ms": max_poll_interval_ms(settings.get("session_timeout_ms")),
             "max_partition_fetch_bytes": POLL_FETCH_BYTES,
             **settings,
             # What the ledger rests on is not for the settings to change.

@@ -1,7 +1,8 @@
 """Cuts: the fixed bins in which a feature is counted. They say nothing about what is normal.
 
 Counts under the same cuts add up across partitions, panes and versions, and a new baseline is a refit
-of stored counts (cuts and baselines are separate).
+of stored counts (cuts and baselines are separate). Only `ModelCuts.outliers` does: which rows are outliers is
+counted with the rows, so it is fixed with the cuts.
 
 Notation
     m      number of edges c[0] < c[1] < ... < c[m-1], all finite
@@ -30,6 +31,7 @@ import numpy.typing as npt
 
 from trimtab.errors import TrimtabError
 from trimtab.stats.grid import Grid
+from trimtab.stats.surprise import BEYOND, Outliers
 
 BINS = 64
 MOST_CATEGORIES = 50
@@ -179,17 +181,31 @@ class ModelCuts(msgspec.Struct, frozen=True, dict=True):
 
     features: tuple[NamedCuts, ...]
     outputs: tuple[NamedCuts, ...] = ()
+    outliers: Outliers | None = None
+    """None in cuts of a release that scored no rows."""
 
     def __post_init__(self) -> None:
         for named in (self.features, self.outputs):
             names = [n.name for n in named]
             if len(set(names)) != len(names):
                 raise CutsError("A name is listed twice among the cuts; names are unique.")
+        for scored in self.outliers.features if self.outliers else ():
+            cuts = self.feature.get(scored.name)
+            if cuts is None or len(scored.surprise) != cuts.size + BEYOND:
+                raise CutsError(
+                    f"The outlier scores of {scored.name!r} do not fit its cuts; fit the baseline again."
+                )
 
     @cached_property
     def cuts_id(self) -> str:
-        """Content digest of everything above, 32 hex digits."""
-        return _digest(msgspec.to_builtins(self), 32)
+        """Content digest of everything above, 32 hex digits: other outliers, other cuts."""
+        return _digest(self._content(), 32)
+
+    def _content(self) -> dict[str, object]:
+        content: dict[str, object] = msgspec.to_builtins(self)
+        if self.outliers is None:
+            del content["outliers"]
+        return content
 
     @cached_property
     def feature(self) -> dict[str, Cuts]:
@@ -204,7 +220,7 @@ class ModelCuts(msgspec.Struct, frozen=True, dict=True):
     def to_json(self) -> str:
         """Return canonical JSON: equal cuts give equal text."""
         return json.dumps(
-            {"version": 1, **msgspec.to_builtins(self)},
+            {"version": 1, **self._content()},
             sort_keys=True,
             separators=(",", ":"),
             allow_nan=False,
@@ -219,21 +235,26 @@ class ModelCuts(msgspec.Struct, frozen=True, dict=True):
             raise CutsError(f"These are no cuts: {error}. Fit the baseline again.") from error
         if wire.version != 1:
             raise CutsError(f"Cuts of version {wire.version}; this release reads version 1.")
-        return ModelCuts(wire.features, wire.outputs)
+        return ModelCuts(wire.features, wire.outputs, wire.outliers)
 
 
 class _ModelCutsWire(msgspec.Struct, frozen=True):
     version: int
     features: tuple[NamedCuts, ...]
     outputs: tuple[NamedCuts, ...] = ()
+    outliers: Outliers | None = None
 
 
 def model_cuts(
-    features: Iterable[tuple[str, Cuts]], outputs: Iterable[tuple[str, Cuts]] = ()
+    features: Iterable[tuple[str, Cuts]],
+    outputs: Iterable[tuple[str, Cuts]] = (),
+    outliers: Outliers | None = None,
 ) -> ModelCuts:
     """Build ModelCuts from (name, cuts) pairs in order."""
     return ModelCuts(
-        tuple(NamedCuts(n, c) for n, c in features), tuple(NamedCuts(n, c) for n, c in outputs)
+        tuple(NamedCuts(n, c) for n, c in features),
+        tuple(NamedCuts(n, c) for n, c in outputs),
+        outliers,
     )
 
 

@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -18,7 +20,8 @@ from trimtab.contracts.model import Contract
 from trimtab.detect.baseline import merge_states, usable
 from trimtab.detect.observed import Observed
 from trimtab.errors import NotFoundError, TrimtabError
-from trimtab.stats.aggregate import PaneState
+from trimtab.stats.aggregate import PaneState, ResourceState
+from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import (
     Cuts,
     ModelCuts,
@@ -27,9 +30,12 @@ from trimtab.stats.cuts import (
     model_cuts,
     numeric_column,
 )
+from trimtab.stats.outliers import MOST_HELD_ROWS
+from trimtab.stats.outliers import fit as fit_outliers
 from trimtab.store.engine import Store
 from trimtab.store.labelled_scores import FILE, counts_of, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
+from trimtab.store.performance import VersionPerformance
 from trimtab.store.reference_file import (
     observe_reference,
     read_reference,
@@ -38,6 +44,7 @@ from trimtab.store.reference_file import (
     reference_performance,
     segment_labels,
 )
+from trimtab.store.reference_labels import keep_labels
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
 from trimtab.windows.panes import start_of
 
@@ -170,6 +177,14 @@ def state_of_windows(
     return merge_states(PaneState.from_bytes(bytes(state)) for state in found)
 
 
+def gauges_of(connection: Connection, baseline_id: int) -> ResourceState:
+    """Return the samples of resources in all of a baseline's windows."""
+    found = ResourceState()
+    for _, one in observed_windows(connection, baseline_id):
+        found = found.merge(one.resources)
+    return found
+
+
 def windows_of(
     connection: Connection, baseline_id: int, limit: int | None = None
 ) -> list[tuple[int, PaneState]]:
@@ -228,15 +243,28 @@ def build_cuts(
     """Choose the cuts of a model from reference columns of decoded JSON values, each of n rows.
 
     A feature without a column gets cuts of one bin. Predictions of a classifier are categories (the
-    declared classes, else those seen), of a regression numbers; scores are numbers.
+    declared classes, else those seen), of a regression numbers; scores are numbers. With them comes what makes a
+    row an outlier.
     """
+    rows = max(map(len, features.values()), default=0)
+    step = -(-rows // MOST_HELD_ROWS) or 1
     named: list[tuple[str, Cuts]] = []
+    numbers: dict[str, npt.NDArray[np.float64]] = {}
+    categories: dict[str, Coded] = {}
     for name, feature in contract.watched.items():
         values = features.get(name, ())
         if feature.kind == "category":
             named.append((name, build_category_cuts(values, feature.values or None)))
+            if len(values):
+                categories[name] = Coded.of_keys(values[::step])
         else:
-            named.append((name, build_numeric_cuts(numeric_column(values)[0])))
+            column = numeric_column(values)[0]
+            named.append((name, build_numeric_cuts(column)))
+            if len(values):
+                numbers[name] = column[::step]
+    # Attributions are left out: they say again what their features say, and differ with every version.
+    scored = {name: cut for name, cut in named if name in contract.features}
+    outliers = fit_outliers(scored, numbers, categories, -(-rows // step))
     outputs: list[tuple[str, Cuts]] = []
     if prediction is not None and any(value is not None for value in prediction):
         if contract.task == "regression":
@@ -246,7 +274,7 @@ def build_cuts(
             outputs.append(("prediction", build_category_cuts(prediction, classes)))
     if score is not None and any(value is not None for value in score):
         outputs.append(("score", build_numeric_cuts(numeric_column(score)[0])))
-    return model_cuts(named, outputs)
+    return model_cuts(named, outputs, outliers)
 
 
 def cuts_from_rows(
@@ -588,8 +616,11 @@ def fit_from_file(
         for start_ms, rows in table.windows(length_ms)
     ]
     notes: dict[str, Any] = {"file": path, "rows": table.rows}
+    joined: dict[str, VersionPerformance] = {}
     if table.label is not None and table.prediction is not None:
         labelled = reference_labels(contract, table)
+        answered = sum(answer is not None for answer in table.prediction)
+        joined = {FILE: VersionPerformance(labelled, labelled.rows + labelled.unusable, answered)}
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
             segments = {
@@ -600,7 +631,7 @@ def fit_from_file(
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)
-        return add_baseline(
+        made = add_baseline(
             connection,
             model,
             windows,
@@ -610,3 +641,6 @@ def fit_from_file(
             now_ms,
             dated=time_column is not None,
         )
+        if joined:
+            keep_labels(connection, made, joined)
+    return made

@@ -22,7 +22,8 @@ from trimtab.store.engine import Store
 from trimtab.store.entries import KeptRun, decode_kept, encode_kept
 from trimtab.store.joiners import JoinerClaim, add_label_classes, move_joiner, write_positions
 from trimtab.store.label_runs import LABEL, PREDICTION, longest_pane_ms
-from trimtab.store.tables import joiners, kept_runs, label_runs, performance, watermarks
+from trimtab.store.settled import judged_to_ms
+from trimtab.store.tables import joiners, kept_runs, label_runs, models, performance, watermarks
 
 PANES_PER_CHECKPOINT = 10_000
 """Rows of performance deleted at once, about: a long list goes over several checkpoints."""
@@ -74,12 +75,19 @@ def kept_run(connection: Connection, model: str, shard: int, number: int) -> Kep
 
 
 def next_expiry(connection: Connection, claim: JoinerClaim) -> int | None:
-    """Return up to where the next checkpoint should let go; None when nothing more has been asked."""
+    """Return up to where the next checkpoint should let go; None when nothing more has been asked.
+
+    What has joined since it was asked is kept until a verdict has counted it: where labels lag far behind in
+    event time, as in a fast replay, a day would have its verdict without them.
+    """
     asked: int = connection.execute(
         select(joiners.c.expire_to_ms).where(
             joiners.c.model == claim.model, joiners.c.shard == claim.shard
         )
     ).scalar_one()
+    if asked > claim.expired_to_ms and _is_watched(connection, claim.model):
+        judged_ms = judged_to_ms(connection, claim.model)
+        asked = asked if judged_ms is None else min(asked, judged_ms)
     if asked <= claim.expired_to_ms:
         return None
     times = connection.scalars(
@@ -95,6 +103,11 @@ def next_expiry(connection: Connection, claim: JoinerClaim) -> int | None:
     if len(times) < PANES_PER_CHECKPOINT:
         return asked
     return max(claim.expired_to_ms, min(asked, int(times[-1]) + 1))
+
+
+def _is_watched(connection: Connection, model: str) -> bool:
+    query = select(models.c.name).where(models.c.name == model, models.c.retired_ms.is_(None))
+    return connection.scalar(query) is not None
 
 
 def commit_checkpoint(

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from trimtab.contracts.model import Contract
 from trimtab.errors import TrimtabError
 from trimtab.events.types import time_ms
 from trimtab.stats.aggregate import Column, PaneState, observe_pane
+from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, category_key, numeric_column
 from trimtab.stats.joint import JointState, joint_columns
+from trimtab.stats.outliers import outlying
 from trimtab.stats.performance import (
     PerformanceState,
     classification_figures,
@@ -28,6 +31,7 @@ from trimtab.stats.performance import (
 from trimtab.stats.score_figures import score_figures
 from trimtab.stats.scorebins import score_bins
 from trimtab.store.samples import SAMPLE_ROWS
+from trimtab.windows import abnormal
 from trimtab.windows.panes import start_of
 
 MOST_ROWS = 5_000_000
@@ -222,7 +226,7 @@ def observe_reference(
 ) -> PaneState:
     """Return the counts of some rows of a reference under the given cuts."""
     numeric: dict[str, Column] = {}
-    categories: dict[str, list[Any]] = {}
+    categories: dict[str, Coded] = {}
     columns: dict[str, list[Any]] = dict(table.features)
     given = {"prediction": table.prediction, "score": table.score}
     columns |= {n: given[n] or [] for n in cuts.output if given.get(n) is not None}
@@ -230,19 +234,21 @@ def observe_reference(
     for name, column in columns.items():
         values = [column[row] for row in rows]
         if isinstance(both[name], CategoryCuts):
-            categories[name] = values
+            categories[name] = Coded.of_keys(values)
             continue
         numbers, errors = numeric_column(values)
         feature = contract.features.get(name)
         bounds = (feature.min, feature.max) if feature else (None, None)
         numeric[name] = Column(numbers, errors, bounds)
+    values_of = {name: column.values for name, column in numeric.items()}
+    above = int(np.count_nonzero(outlying(cuts, values_of, categories, len(rows))))
     return observe_pane(
         cuts,
         len(rows),
         numeric=numeric,
         categories=categories,
         statuses={"ok": len(rows)},
-        rules={},
+        rules={abnormal.OUTLIER: above},  # zero of them is left out
     )
 
 

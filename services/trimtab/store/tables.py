@@ -120,6 +120,18 @@ baseline_windows = Table(  # the windows a baseline was fitted on: the detector 
     Column("rows", BigInteger, nullable=False),
 )
 
+baseline_performance = (
+    Table(  # joined labels of a baseline's windows or file, once none are waited for
+        "baseline_performance",
+        metadata,
+        Column("baseline_id", ForeignKey("baselines.id"), primary_key=True),
+        Column("version", String(200), primary_key=True),  # "": of the file
+        Column("labelled_rows", BigInteger, nullable=False),
+        Column("predicted_rows", BigInteger, nullable=False),
+        Column("state", LargeBinary, nullable=False),
+    )
+)
+
 detectors = Table(  # what is usual, fitted on a baseline; or why that cannot be
     "detectors",
     metadata,

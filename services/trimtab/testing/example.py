@@ -175,7 +175,7 @@ def _figures(
         "rows_by_version": dict.fromkeys(accuracy, rows // len(accuracy)),
         "status": {"ok": rows},
         "error_rate": 0.0,
-        "abnormal": {"request_rate": 0.0, "response_rate": 0.0, "rules": {}},
+        "abnormal": {"request_rate": 0.0, "response_rate": 0.0, "outlier_rate": 0.0, "rules": {}},
         "latency_ms": {
             "rows": rows,
             "mean": median,

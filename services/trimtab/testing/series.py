@@ -14,7 +14,9 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from trimtab.contracts.model import Contract
 from trimtab.stats.aggregate import Column, LatencyState, PaneState, ResourceState, observe_pane
+from trimtab.stats.coded import Coded
 from trimtab.stats.cuts import CategoryCuts, ModelCuts, numeric_column
+from trimtab.stats.outliers import outlying
 from trimtab.stats.performance import PerformanceState
 from trimtab.stats.scorebins import score_bins
 from trimtab.store.baselines import build_cuts
@@ -34,6 +36,7 @@ from trimtab.store.resources import write_resources
 from trimtab.store.samples import HOUR_MS, SampleRow, partition_samples, write_sample
 from trimtab.store.tables import joiners, losses, partitions, performance, watermarks
 from trimtab.store.watermarks import WatermarkRow, write_watermarks
+from trimtab.windows import abnormal
 from trimtab.windows.ids import id_hashes
 from trimtab.windows.panes import start_of
 
@@ -316,18 +319,20 @@ def _observe(
     errors: int,
 ) -> PaneState:
     numeric: dict[str, Column] = {}
-    categories: dict[str, Sequence[object]] = {}
+    categories: dict[str, Coded] = {}
     both = {**cuts.feature, **cuts.output}
     for name, values in columns.items():
         if isinstance(both[name], CategoryCuts):
-            categories[name] = values
+            categories[name] = Coded.of_keys(values)
             continue
         numbers, wrong = numeric_column(values)
         feature = contract.features.get(name)
         bounds = (feature.min, feature.max) if feature else (None, None)
         numeric[name] = Column(numbers, wrong, bounds)
     statuses = {"ok": count - errors, "error": errors}
+    values_of = {name: column.values for name, column in numeric.items()}
+    rules = {abnormal.OUTLIER: int(outlying(cuts, values_of, categories, count).sum())}
     pane = observe_pane(
-        cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules={}
+        cuts, count, numeric=numeric, categories=categories, statuses=statuses, rules=rules
     )
     return replace(pane, latency_ms=LatencyState.observe(latency_ms))

@@ -13,6 +13,8 @@ TYPE_ERROR = "request:type_error"
 NOT_FINITE = "request:not_finite"
 IMPOSSIBLE = "request:impossible"
 """A combination of values that the contract declares impossible."""
+OUTLIER = "request:outlier"
+"""Unlike the reference in several features at once (`stats.outliers`). It breaks no rule, so `REQUEST` leaves it out."""
 REQUEST_RULES = (
     MISSING_REQUIRED,
     OUT_OF_RANGE,

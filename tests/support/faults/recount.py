@@ -2,7 +2,7 @@
 
 It shares no code with `trimtab.monitor`, `trimtab.windows` or the counting of `trimtab.stats`: messages
 are read with `json`, rows are classified and counted one at a time. It takes as data what is data: the
-contracts, the cuts' edges, and where the ledger says that records were lost. `PaneState.to_bytes` and
+contracts, the cuts' edges, what their bins add to a row's score, and where the ledger says that records were lost. `PaneState.to_bytes` and
 `PerformanceState.to_bytes` only write the finished integers, so that whole states are compared by bytes.
 """
 
@@ -476,7 +476,39 @@ def rules_broken(contract, cuts, row, score):
     if closed and category(said) not in classes:
         response.add("unknown_class")
     names = [f"request:{n}" for n in request] + [f"response:{n}" for n in response]
+    names += ["request:outlier"] * is_outlier(contract, cuts, row)
     return names + ["request"] * bool(request) + ["response"] * bool(response)
+
+
+def is_outlier(contract, cuts, row):
+    """Whether what a row's values add up to, all but the most surprising one, is above the threshold."""
+    if cuts.outliers is None or cuts.outliers.threshold is None:
+        return False
+    by_name = {n.name: n.cuts for n in cuts.features}
+    found = [
+        scored.surprise[place_of(scored, by_name[scored.name], row)]
+        for scored in cuts.outliers.features
+        if scored.name in contract.features
+    ]
+    return cuts.outliers.threshold < sum(found) - max([0, *found])
+
+
+def place_of(scored, cuts, row):
+    """Where a row's value is in a feature's table: bins, missing, error, two more, below and above all."""
+    value, end = row.get("features", {}).get(scored.name), len(scored.surprise)
+    if hasattr(cuts, "edges"):
+        if value is None or isinstance(value, bool | str):
+            return end - 6
+        x = float(value)
+        if x < scored.minimum:
+            return end - 2
+        return end - 1 if x > scored.maximum else bisect_left(cuts.edges, x)
+    key = category(value)
+    if key in cuts.categories:
+        return cuts.categories.index(key)
+    if key in cuts.others:
+        return end - 3
+    return end - (6 if key is None else 5 if key is False else 4)
 
 
 def score_of(contract, row):

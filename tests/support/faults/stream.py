@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
 
+from msgspec.structs import replace
+
 from trimtab.contracts.model import Contract, Feature, Labels, Prediction, Reference, Windows
 
 T_LIVE, T_REPLAY = 1_767_225_600_000, 631_152_000_000  # 2026-01-01, 1990-01-01
@@ -55,6 +57,15 @@ REPLAY = Contract(
     reference=Reference(rows=60, windows=4),
 )
 MODELS = (LIVE, REPLAY)
+SCORED_ROWS = 1_000
+"""A reference of so many rows tells which rows are outliers; short streams have no room for it."""
+
+
+def models(rows: int) -> tuple[Contract, Contract]:
+    """Return the contracts for a stream of so many rows."""
+    if rows <= 2 * SCORED_ROWS:
+        return MODELS
+    return replace(LIVE, reference=Reference(rows=SCORED_ROWS, windows=4)), REPLAY
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,8 @@ class _Writer:
             row["time"] = datetime.fromtimestamp(time / 1_000, UTC).isoformat(
                 timespec="milliseconds"
             )
+        elif odd < 0.12 and i > self.rows * 0.75:  # like no row that cuts are made of
+            row["features"] |= {"x": 7.5, "n": self.random.choice((-4, 900)), "d": "nowhere"}
         if self.chance(0.01):
             batch = {k: row[k] for k in ("model", "version", "time")} | {"id": row["id"], "rows": 3}
             batch |= {

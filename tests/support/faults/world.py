@@ -24,7 +24,7 @@ from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from faults.recount import Log, Record, differences, recount
-from faults.stream import LABEL_PARTITIONS, MODELS, PARTITIONS, stream
+from faults.stream import LABEL_PARTITIONS, PARTITIONS, models, stream
 from faults.strike import read_trace, watch
 from trimtab.contracts.model import Contract
 from trimtab.monitor.verify import verify_verdict
@@ -214,7 +214,8 @@ class World:
         self._create(f"{self.name}.outcomes", 1)
         self.store = open_store(url)
         upgrade(self.store)
-        for contract in MODELS:
+        self.contracts = models(rows)
+        for contract in self.contracts:
             apply_contract(self.store, contract, "", "test", 0)
         self.messages = stream(rows, seed)
         self.sent = 0
@@ -496,7 +497,7 @@ class World:
             try:
                 left[:] = [
                     text
-                    for contract in MODELS
+                    for contract in self.contracts
                     for text in under_way(
                         self.store, contract.name, ends, time.time_ns() // 1_000_000
                     )

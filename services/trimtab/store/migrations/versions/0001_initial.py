@@ -583,6 +583,20 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_table(
+        "baseline_performance",
+        sa.Column(
+            "baseline_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        ),
+        sa.Column("version", sa.String(length=200), nullable=False),
+        sa.Column("labelled_rows", sa.BigInteger(), nullable=False),
+        sa.Column("predicted_rows", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["baseline_id"], ["baselines.id"], name=op.f("fk_baseline_performance_baseline_id")
+        ),
+        sa.PrimaryKeyConstraint("baseline_id", "version", name=op.f("pk_baseline_performance")),
+    )
+    op.create_table(
         "baseline_windows",
         sa.Column(
             "baseline_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
