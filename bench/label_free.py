@@ -7,7 +7,13 @@ from the scores alone and compared with those of their labels (AUC of the raw sc
 `*_mae` are mean absolute errors over all windows; `*_coverage_before` and `*_coverage_after` the share of
 windows whose figure lies in the 95 % interval, before and after the drift planted at row 25,000, which moves
 the inputs and P(label | score), too. `check_z_*` and `check_invalid_*` are what comparing labels of 25
-windows of 1,000 rows with the calibrator says before and after. `estimate_ms` is CPU time of a window's
+windows of 1,000 rows with the calibrator says before and after. `shift_*` are of a drawn model instead: windows of 2,000 rows, references of 20,000, the inputs moved by 0.7
+standard deviations. `even`: the score knows of every cause of the label. `uneven`: of another cause, which moves,
+too, it does not know; `_coverage` is of the plain intervals, `_widened` of those widened by what thirds of that
+cause, told as segments, showed in the reference; `_by_lot` by segments that have nothing to do with it, and
+`_width` how many times as wide the widened ones are. `extrapolations_*` are shares of windows called so beside a
+reference of 5,000 labels, by the rule in force and (`_own_bin`) by a bin's own labels: windows like the reference,
+and moved by 1.5 standard deviations. `estimate_ms` is CPU time of a window's
 tree, `fit_ms` of a calibrator, `check_ms` of that comparison. FOLDER holds
 `nannyml_car_loan`; default `shared/data` beside the repository. Without it nothing is measured, and it says so.
 """
@@ -22,18 +28,15 @@ import numpy.typing as npt
 import rig
 from scipy.stats import rankdata
 
-from trimtab.detect.label_free import (
-    LabelFree,
-    LabelledScores,
-    LabelledWindow,
-    calibrator,
-    estimated,
-    residual_check,
-)
+from trimtab.detect.label_free import MOST_UNSUPPORTED, LabelFree, binary_estimates, estimated
+from trimtab.detect.label_gaps import Gaps, gaps_of
+from trimtab.detect.label_residuals import LabelledWindow, residual_check
+from trimtab.detect.score_calibration import LEAST_NEAR, LabelledScores, calibrator
 from trimtab.stats.scorebins import BINS, score_bins
 
 BESIDE = rig.ROOT.parent / "shared" / "data"
 ROWS, STEP, QUICK_STEP = 5_000, 1_000, 5_000
+SHIFTED, QUICK_SHIFTED = 2_000, 200
 DRIFT_ROW, LABELLED_ROWS = 25_000, 1_000
 FIGURES = ("accuracy", "precision", "recall", "f1", "auc")
 Floats = npt.NDArray[np.float64]
@@ -113,6 +116,63 @@ def measure(folder: Path, step: int) -> dict[str, float]:
     return result
 
 
+# --- a drawn model ----------------------------------------------------------------------------------
+
+
+def draw(
+    random: np.random.Generator, rows: int, shift: float, cause: float
+) -> tuple[Floats, Flags, Floats]:
+    """Scores, labels, and the cause of the labels that the score does not know of."""
+    known, unknown = random.normal(shift, 1.0, (2, rows))
+    scores = 1 / (1 + np.exp(-1.2 * known + 0.3))
+    log_odds = np.log(scores / (1 - scores)) + cause * unknown
+    return scores, random.random(rows) < 1 / (1 + np.exp(-log_odds)), unknown
+
+
+def shifted(windows: int, name: str, cause: float) -> dict[str, float]:
+    """Coverage under a shift of the inputs; a new reference every ten windows."""
+    random, sides = np.random.default_rng(51), ("coverage", "widened", "by_lot")
+    inside = {(figure, side): 0 for figure in FIGURES for side in sides}
+    wider = dict.fromkeys(FIGURES, 0.0)
+    for number in range(windows):
+        if number % 10 == 0:
+            scores, hits, unknown = draw(random, 20_000, 0.0, cause)
+            fitted = calibrator(counts(scores, hits))
+            gaps = [Gaps()]
+            for third in (np.digitize(unknown, (-0.43, 0.43)), random.integers(0, 3, hits.size)):
+                parts = {f"{k}": counts(scores[third == k], hits[third == k]) for k in range(3)}
+                gaps.append(gaps_of(fitted, parts))
+        scores, hits, _ = draw(random, 2_000, 0.7, cause)
+        said = scores > 0.5
+        truth, rows = realised(scores, said, hits), (by_bin(scores, said), by_bin(scores, ~said))
+        for side, known in zip(sides, gaps, strict=True):
+            for figure, found in binary_estimates(fitted, *rows, known).items():
+                inside[figure, side] += found.low <= truth[figure] <= found.high
+                if side == "widened":
+                    wider[figure] += 1 + found.widened.by / (1.96 * found.se)
+    result = {f"{name}_{figure}_{side}": hits / windows for (figure, side), hits in inside.items()}
+    return result | {f"{name}_{figure}_width": total / windows for figure, total in wider.items()}
+
+
+def called_extrapolations(windows: int) -> dict[str, float]:
+    """Share of windows beyond a reference of 5,000 labels: by labels near a bin, and by those of the bin alone."""
+    random = np.random.default_rng(52)
+    result = {}
+    for name, shift in (("alike", 0.0), ("moved", 1.5)):
+        near, alone = 0, 0
+        for _ in range(windows):
+            scores, hits, _ = draw(random, 5_000, 0.0, 0.0)
+            fitted = calibrator(counts(scores, hits))
+            scores, _, _ = draw(random, 2_000, shift, 0.0)
+            rows = by_bin(scores, np.ones(scores.size, np.bool_))
+            near += fitted.unsupported(rows) > MOST_UNSUPPORTED
+            few = fitted.labels < LEAST_NEAR
+            alone += rows[few].sum() > MOST_UNSUPPORTED * scores.size
+        result[f"extrapolations_{name}"] = near / windows
+        result[f"extrapolations_{name}_own_bin"] = alone / windows
+    return result
+
+
 def main() -> None:
     """Measure and print."""
     parser = rig.options(__doc__, f"windows that do not overlap; else one every {STEP} rows")
@@ -121,7 +181,11 @@ def main() -> None:
     folder = asked.data / "nannyml_car_loan"
     if not folder.is_dir():
         sys.exit(f"skipped: there is no {folder}; name the folder that holds it with --data")
-    rig.show(measure(folder, QUICK_STEP if asked.quick else STEP), as_json=asked.json)
+    result = measure(folder, QUICK_STEP if asked.quick else STEP)
+    windows = QUICK_SHIFTED if asked.quick else SHIFTED
+    result |= shifted(windows, "shift_even", 0.0) | shifted(windows, "shift_uneven", 0.2)
+    result |= called_extrapolations(windows)
+    rig.show(result, as_json=asked.json)
 
 
 if __name__ == "__main__":

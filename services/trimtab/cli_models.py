@@ -419,6 +419,8 @@ def _show_estimate(tree: dict[str, Any]) -> None:
         ),
         "no figures",
     )
+    for name, why in (estimated.get("not_estimated") or {}).items():
+        console.print(f"{name} not available: {why}", markup=False, style="dim")
     console.print(estimated["assumes"], markup=False, style="dim")
 
 

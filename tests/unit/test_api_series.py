@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from trimtab.api.series import FEATURES_SHOWN, series
-from trimtab.detect.label_free import LabelFree, LabelledScores, ResidualCheck, estimated
+from trimtab.detect.label_free import LabelFree, estimated
+from trimtab.detect.label_residuals import ResidualCheck
+from trimtab.detect.score_calibration import LabelledScores
 from trimtab.records import Evidence, Finding, Kind, Outcome, Reason, Verdict
 
 

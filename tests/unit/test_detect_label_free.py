@@ -3,22 +3,16 @@
 import math
 import re
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.detect.label_free import (
-    LEAST_LABELS,
-    LabelFree,
-    LabelledScores,
-    LabelledWindow,
-    binary_estimates,
-    calibrator,
-    estimated,
-    multiclass_estimates,
-    residual_check,
-)
+from trimtab.detect.label_free import LabelFree, binary_estimates, estimated, multiclass_estimates
+from trimtab.detect.label_gaps import LEAST_OF_SEGMENT, Gaps, expected_of, gaps_of
+from trimtab.detect.label_residuals import LabelledWindow, residual_check
+from trimtab.detect.score_calibration import LEAST_LABELS, LabelledScores, calibrator
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS, score_bins
 
@@ -225,6 +219,190 @@ def test_accuracy_of_several_classes_follows_the_likeliest_ones_score():
     assert found.low < 0.80 < found.high
 
 
+# --- segments that the score treats unevenly ---------------------------------------------------------
+
+
+def draw_uneven(random, rows, shift=0.0, cause=0.2):
+    """Scores that know of one cause of the label and not of the other; a shift moves both."""
+    known, unknown = random.normal(shift, 1.0, (2, rows))
+    logits = 1.2 * known - 0.3
+    hits = random.random(rows) < sigmoid(logits + cause * unknown)
+    return sigmoid(logits), hits, np.digitize(unknown, (-0.43, 0.43))
+
+
+def third_gaps(fitted, scores, hits, third):
+    segments = {
+        f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+    }
+    return gaps_of(fitted, segments)
+
+
+def uneven_coverage(seed, draws=400, cause=0.2, *, told=True):
+    """Coverage under a shift of the inputs, plain and widened; the segments are told of, or drawn by lot."""
+    random = np.random.default_rng(seed)
+    inside = {name: np.zeros(2) for name in FIGURES}
+    for number in range(draws):
+        if number % 10 == 0:
+            scores, hits, third = draw_uneven(random, 20_000, cause=cause)
+            fitted = calibrator(labelled_scores(scores, hits))
+            third = third if told else random.integers(0, 3, third.size)
+            gaps = third_gaps(fitted, scores, hits, third)
+        scores, hits, _ = draw_uneven(random, 2_000, 0.7, cause)
+        said, truth = scores > CUT, realised(scores, hits)
+        counts = by_bin(scores, said), by_bin(scores, ~said)
+        for at, known in enumerate((Gaps(), gaps)):
+            found = binary_estimates(fitted, *counts, known)
+            for name in FIGURES:
+                inside[name][at] += found[name].low <= truth[name] <= found[name].high
+    return {name: count / draws for name, count in inside.items()}
+
+
+def test_a_shift_that_the_score_does_not_know_of_is_covered_by_what_segments_showed():
+    found = uneven_coverage(41)
+    assert found["precision"][0] < 0.75
+    assert found["f1"][0] < 0.92
+    for name, (_, widened) in found.items():
+        assert widened >= 0.93, (name, widened)
+
+
+def test_windows_of_one_segment_alone_are_covered_about_as_well():
+    """The worst there is: half of the reference is 0.8 above in the log odds, half below, the window all below."""
+    random, draws = np.random.default_rng(47), 300
+    inside = {name: np.zeros(2) for name in FIGURES}
+    for number in range(draws):
+        if number % 10 == 0:
+            above, below = (draw(random, 6_000, drift=drift) for drift in (0.8, -0.8))
+            whole = (np.concatenate(pair) for pair in zip(above, below, strict=True))
+            fitted = calibrator(labelled_scores(*whole))
+            segments = {"a=1": labelled_scores(*above), "a=2": labelled_scores(*below)}
+            gaps = gaps_of(fitted, segments)
+        scores, hits = draw(random, 2_000, drift=-0.8)
+        said, truth = scores > CUT, realised(scores, hits)
+        for at, known in enumerate((Gaps(), gaps)):
+            found = binary_estimates(fitted, by_bin(scores, said), by_bin(scores, ~said), known)
+            for name in FIGURES:
+                inside[name][at] += found[name].low <= truth[name] <= found[name].high
+    covered = {name: (count / draws).tolist() for name, count in inside.items()}
+    assert covered["f1"][0] < 0.1
+    assert covered["precision"][0] < 0.1
+    for name, (_, widened) in covered.items():
+        assert widened >= 0.85, (name, widened)
+
+
+@pytest.mark.parametrize(("cause", "told"), [(0.0, True), (0.2, False)])
+def test_segments_that_show_nothing_widen_nothing(cause, told):
+    for name, (plain, widened) in uneven_coverage(42, 200, cause, told=told).items():
+        assert widened - plain <= 0.02, name
+
+
+def test_a_segment_of_few_labels_is_not_looked_at():
+    random = np.random.default_rng(43)
+    scores, hits, _ = draw_uneven(random, 20_000)
+    fitted = calibrator(labelled_scores(scores, hits))
+    none = np.zeros(LEAST_OF_SEGMENT - 1, np.bool_)
+    few = gaps_of(fitted, {"a=1": labelled_scores(scores[: none.size], none)})
+    assert few.segments == 0
+    assert few.reason
+    none = np.zeros(LEAST_OF_SEGMENT, np.bool_)
+    enough = gaps_of(fitted, {"a=1": labelled_scores(scores[: none.size], none)})
+    assert enough.segments == 1
+    assert enough.largest[0].theta[0] < -1
+
+
+def test_a_segment_whose_rows_all_have_one_score_is_looked_at_like_another():
+    random = np.random.default_rng(44)
+    scores, hits, _ = draw_uneven(random, 20_000)
+    fitted = calibrator(labelled_scores(scores, hits))
+    often = round(200 * fitted.shares[50])
+    for count, wide in ((often, False), (often - 80, True)):
+        sides = (tuple(c if b == 50 else 0 for b in range(BINS)) for c in (count, 200 - count))
+        gaps = gaps_of(fitted, {"a=1": LabelledScores(*sides)})
+        assert bool(gaps.largest) == wide
+        said = by_bin(scores, scores > CUT), by_bin(scores, scores <= CUT)
+        assert (binary_estimates(fitted, *said, gaps)["precision"].widened.by > 0.1) == wide
+
+
+def labelled_by_third(random, sizes, drifts, cause=0.2):
+    """Windows with their labels by third of the unknown cause; `drifts` by third, in the log odds."""
+    windows = []
+    for number, size in enumerate(sizes):
+        scores, hits, third = draw_uneven(random, size, cause=cause)
+        drift = np.array(drifts)[third]
+        again = random.random(size) < sigmoid(np.log(scores / (1 - scores)) + drift)
+        hits = np.where(drift == 0, hits, again)
+        parts = {
+            f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+        }
+        whole = labelled_scores(scores, hits)
+        windows.append(LabelledWindow(number, whole.hits, whole.misses, parts))
+    return windows
+
+
+def told_reference(random, rows=20_000, cause=0.2):
+    scores, hits, third = draw_uneven(random, rows, cause=cause)
+    segments = {
+        f"third={k}": labelled_scores(scores[third == k], hits[third == k]) for k in range(3)
+    }
+    fitted = calibrator(labelled_scores(scores, hits))
+    return fitted, expected_of(fitted, segments)
+
+
+@pytest.mark.parametrize(("rows", "reference_rows"), [(300, 20_000), (1_000, 2_000)])
+def test_segments_that_are_as_they_were_hardly_ever_make_it_invalid(rows, reference_rows):
+    """However uneven the reference's segments are: 150 times 50 windows, so 7.5 alarms would be within the promise."""
+    random, found = np.random.default_rng(45), 0
+    for _ in range(150):
+        fitted, expected = told_reference(random, reference_rows, cause=0.6)
+        windows = labelled_by_third(random, [rows] * 50, [0, 0, 0], cause=0.6)
+        found += residual_check(fitted, windows, expected).invalid
+    assert found <= 7
+
+
+def test_a_change_in_one_segment_is_found_there_and_named():
+    """The shares of two segments move against each other: the whole shows nothing."""
+    random, alone, told = np.random.default_rng(46), 0, 0
+    for _ in range(20):
+        fitted, expected = told_reference(random)
+        windows = labelled_by_third(random, [300] * 10, [0.9, 0, -0.9])
+        alone += residual_check(fitted, windows).invalid
+        check = residual_check(fitted, windows, expected)
+        told += check.invalid
+        if check.invalid:
+            assert check.segment.segment in ("third=0", "third=2")
+            assert (check.segment.residual > 0) == (check.segment.segment == "third=0")
+    assert told == 20
+    assert alone <= 1
+    _, reference, scored = world()
+    tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
+    assert tree["status"] == "invalid"
+    assert re.search(
+        r"in the segment third=\d 'y' was the label \d+\.\d points (more|less) often",
+        tree["reason"],
+    )
+
+
+@given(COUNTS, COUNTS, COUNTS, COUNTS)
+def test_widening_never_narrows_and_the_worst_segment_decides(hits, misses, a, b):
+    fitted = calibrator(LabelledScores((*hits[:-1], hits[-1] + 1), tuple(misses)))
+    segments = {
+        "s=1": LabelledScores(tuple(a), tuple(b)),
+        "s=2": LabelledScores(tuple(b), tuple(a)),
+    }
+    gaps = gaps_of(fitted, segments)
+    rows = np.array(hits) + 1, np.array(misses)
+    whole = binary_estimates(fitted, *rows, gaps)
+    for name, plain in binary_estimates(fitted, *rows).items():
+        assert whole[name].value == plain.value
+        assert whole[name].se == plain.se
+        assert 0 <= whole[name].widened.by <= 1
+        assert whole[name].low <= plain.low
+        assert whole[name].high >= plain.high
+    for gap in gaps.largest:
+        part = msgspec.structs.replace(gaps, largest=(gap,))
+        for name, one in binary_estimates(fitted, *rows, part).items():
+            assert one.widened.by <= whole[name].widened.by
+
+
 # --- what a window says -----------------------------------------------------------------------------
 
 
@@ -276,6 +454,32 @@ def test_scores_that_lost_their_meaning_without_a_shift_in_the_mean_are_found_by
     tree = estimated(LabelFree(reference, 0, check), scored, 2_000, "y")
     assert tree["status"] == "invalid"
     assert tree["reason"].endswith("high and low scores are wrong in opposite directions")
+
+
+def test_an_alarm_on_inputs_is_said_with_what_it_widened():
+    _, reference, scored = world()
+    fitted = calibrator(reference)
+    scores, hits = draw(np.random.default_rng(33), 5_000, drift=1.0)
+    gaps = gaps_of(fitted, {"region=south": labelled_scores(scores, hits)})
+    args = scored, 2_000, "y", None
+    plain = estimated(LabelFree(reference, gaps=gaps), *args)
+    wide = estimated(LabelFree(reference, gaps=gaps), *args, "x has shifted")
+    assert plain["reason"] == ""
+    assert wide["status"] == "ok"
+    assert re.match(
+        r"x has shifted, so the intervals are widened, by at most \d+\.\d points: .* segment region=south$",
+        wide["reason"],
+    )
+    for name, figure in wide["figures"].items():
+        before = plain["figures"][name]
+        assert figure["value"] == before["value"]
+        assert figure["low"] == pytest.approx(max(0, before["low"] - figure.get("widened", 0)))
+    # Verdicts from before segments were looked at stay what they were.
+    old = estimated(LabelFree(reference), *args, "x has shifted")
+    assert old == estimated(LabelFree(reference), *args)
+    assert "gaps" not in msgspec.to_builtins(LabelFree(reference))
+    none = estimated(LabelFree(reference, gaps=Gaps(3)), *args, "x has shifted")
+    assert "not widened, since none of the reference's 3 segments" in none["reason"]
 
 
 def test_broken_inputs_make_it_invalid():

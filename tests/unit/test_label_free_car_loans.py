@@ -20,6 +20,12 @@ def test_of_5000_loans_auc_and_accuracy_are_estimated_as_closely_as_nannyml_does
     assert found["auc_mae"] < 0.0026  # NannyML's own CBPE: 0.0021 and 0.0031
     assert found["accuracy_mae"] < 0.0036
     assert found["auc_coverage_before"] == found["f1_coverage_before"] == 1.0
+    # A shift that the score does not know of: what its segments showed covers it.
+    assert found["shift_uneven_f1_coverage"] < 0.90 < 0.95 < found["shift_uneven_f1_widened"]
+    assert found["shift_uneven_accuracy_widened"] > 0.92
+    assert found["shift_even_f1_width"] < 1.02
+    assert found["extrapolations_alike"] == 0 < 0.5 < found["extrapolations_alike_own_bin"]
+    assert found["extrapolations_moved"] > 0.5
     # From row 25,000 on the scores mean something else: recall is wrong, and labels tell.
     assert found["recall_coverage_after"] < 0.5
     assert not found["check_invalid_before"]

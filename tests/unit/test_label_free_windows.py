@@ -89,6 +89,8 @@ class Model:
             "accuracy": float((said == hits).mean()),
             "precision": float((said & hits).sum() / said.sum()),
         }
+        if self.contract.task == "multiclass":
+            scores = np.maximum(scores, 1 - scores)
         names = np.array(["no", "yes"])
         return scores.tolist(), names[said * 1].tolist(), names[hits * 1].tolist()
 
@@ -96,12 +98,14 @@ class Model:
         scores, answers, _ = self.draw(2_000)
         self.series.fit_cuts({"x": self.random.normal(size=2_000).tolist()}, answers, scores)
 
-    def window(self, labelled: int = 0, drift: float = 0.0, *, missing: bool = False) -> int:
+    def window(
+        self, labelled: int = 0, drift: float = 0.0, *, missing: bool = False, x: float = 0.0
+    ) -> int:
         start_ms = START + self.windows * LENGTH
         self.windows += 1
         scores, answers, labels = self.draw(ROWS, drift)
-        x = [None] * ROWS if missing else self.random.normal(size=ROWS).tolist()
-        self.series.rows(start_ms, {"x": x}, prediction=answers, score=scores)
+        values = [None] * ROWS if missing else self.random.normal(x, size=ROWS).tolist()
+        self.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
         pairs = list(zip(labels, answers, strict=True))[:labelled]
         self.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores[:labelled])
         self.series.passed(start_ms + LENGTH)
@@ -177,6 +181,107 @@ def test_a_broken_input_makes_the_estimate_invalid(store: Store) -> None:
     assert "missing_rate(x) > 0.5" in found["reason"]
 
 
+REGIONS = ("region=north", "region=south")
+
+
+def uneven(store: Store, segments: tuple[str, ...] = ("region",)) -> Model:
+    """A model whose scores promise too much in the south and too little in the north, and alarms on x."""
+    windows = msgspec.structs.replace(CONTRACT.windows, segments=segments)
+    alarms = Alarms(rules=("psi(x) > 0.5",))
+    model = Model(store, msgspec.structs.replace(CONTRACT, windows=windows, alarms=alarms))
+    model.fit()
+    for _ in range(4):
+        labelled_by_region(model, 0.8, -0.8)
+    model.judge()
+    return model
+
+
+def labelled_by_region(model: Model, north: float, south: float) -> None:
+    """A window with labels, half of either region, which are off by so much in the log odds."""
+    half = ROWS // 2
+    drawn = model.draw(half, north), model.draw(half, south)
+    scores, answers, labels = (a + b for a, b in zip(*drawn, strict=True))
+    start_ms = START + model.windows * LENGTH
+    model.windows += 1
+    values = model.random.normal(size=ROWS).tolist()
+    model.series.rows(start_ms, {"x": values}, prediction=answers, score=scores)
+    pairs = list(zip(labels, answers, strict=True))
+    model.series.labels(start_ms, pairs, predicted_rows=ROWS, scores=scores)
+    for name, rows in zip(REGIONS, (slice(None, half), slice(half, None)), strict=True):
+        model.series.labels(
+            start_ms, pairs[rows], predicted_rows=half, scores=scores[rows], segment=name
+        )
+    model.series.passed(start_ms + LENGTH)
+
+
+def test_while_inputs_alarm_the_interval_is_wider_by_what_segments_show(store: Store) -> None:
+    model = uneven(store)
+    model.window()
+    calm = model.judge()["estimated"]
+    assert calm["status"] == "ok"
+    assert calm["reason"] == ""
+    assert "widened" not in calm["figures"]["precision"]
+    model.window(drift=-0.8, x=3.0)  # rows of the south alone
+    found = model.judge()["estimated"]
+    precision, truth = found["figures"]["precision"], model.truth["precision"]
+    half = 1.96 * precision["se"]
+    assert truth < precision["value"] - half  # as it would have been
+    assert precision["low"] < truth < precision["high"]
+    assert precision["low"] == pytest.approx(
+        precision["value"] - half - precision["widened"], abs=1e-4
+    )
+    assert found["reason"].startswith("an alarm on inputs or answers stands (`psi(x) > 0.5`)")
+    assert "the reference's segment region=" in found["reason"]
+    assert verify_verdict(store, model.newest().id).confirmed
+
+
+def test_what_segments_showed_outlives_the_labels(store: Store) -> None:
+    model = uneven(store)
+    model.window(x=3.0)
+    model.judge()
+    before = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    for _ in range(40):
+        model.window()
+    model.judge()
+    relay = Relay(store, Sink(), "tt")
+    Housekeeping(store, "one", relay, Retention(labels_ms=20_000)).tick(START + 10_000_000)
+    Joiner(store, "one").tick(START + 10_000_000)
+    with store.read() as connection:
+        assert START not in connection.scalars(select(performance.c.pane_start_ms)).all()
+    model.evaluator = Evaluator(store, "two")
+    model.ticks += 100
+    model.window(x=3.0)
+    assert "widened, by at most" in model.judge()["estimated"]["reason"]
+    after = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    assert after == before
+    assert {gap["segment"] for gap in after["largest"]} == set(REGIONS)
+
+
+@pytest.mark.parametrize(("north", "said"), [(0.8, ""), (-0.8, "in the segment region=")])
+def test_labels_that_change_sides_between_segments_make_it_invalid(
+    store: Store, north: float, said: str
+) -> None:
+    """Of all rows as many are right as the scores promise: only the segments show it."""
+    model = uneven(store)
+    for _ in range(3):
+        labelled_by_region(model, north, -north)
+    model.window()
+    found = model.judge()["estimated"]
+    assert found["status"] == ("invalid" if said else "ok")
+    assert said in found["reason"]
+    assert abs(found["checked"]["z"]) < 3
+    assert verify_verdict(store, model.newest().id).confirmed
+
+
+def test_without_segments_it_says_that_the_interval_is_not_widened(store: Store) -> None:
+    model = uneven(store, segments=())
+    model.window(x=3.0)
+    found = model.judge()["estimated"]
+    assert found["status"] == "ok"
+    assert "not widened for it: the contract declares no `segments`" in found["reason"]
+    assert verify_verdict(store, model.newest().id).confirmed
+
+
 def test_late_labels_of_the_reference_are_used_as_soon_as_they_join(store: Store) -> None:
     model = Model(store)
     model.fit()
@@ -247,6 +352,41 @@ def test_a_file_with_scores_and_labels_calibrates_a_model_whose_labels_never_com
     assert figure["low"] - figure["se"] < model.truth["accuracy"] < figure["high"] + figure["se"]
 
 
+def test_a_files_segments_are_read_from_its_columns(store: Store, tmp_path: Path) -> None:
+    contract = msgspec.structs.replace(
+        CONTRACT,
+        features={"x": Feature("number"), "region": Feature("category")},
+        windows=msgspec.structs.replace(CONTRACT.windows, segments=("region", "tenant")),
+        labels=Labels("never"),
+        alarms=Alarms(rules=("psi(x) > 0.5",)),
+    )
+    model = Model(store, contract)
+    lines = [
+        f"{row % 7},{region},{score},{said},{label}"
+        for region, drift, rows in (("north", 0.8, 1_500), ("south", -0.8, 1_500), ("sea", 0.0, 50))
+        for row, (score, said, label) in enumerate(zip(*model.draw(rows, drift), strict=True))
+    ]
+    file = tmp_path / "reference.csv"
+    file.write_text("\n".join(["x,region,p,said,label", *lines]))
+    columns = {"prediction_column": "said", "score_column": "p", "label_column": "label"}
+    fit_from_file(store, "m", str(file), **columns, now_ms=START)
+    with store.read() as connection:
+        model.series.cuts = active_cuts(connection, "m")
+    scores, answers, _ = model.draw(ROWS, -0.8)
+    values = {"x": [20.0] * ROWS, "region": ["south"] * ROWS}
+    model.series.rows(START, values, prediction=answers, score=scores)
+    model.series.passed(START + LENGTH)
+    model.windows = 1
+    found = model.judge()["estimated"]
+    precision = found["figures"]["precision"]
+    assert precision["widened"] > 0.05
+    se, truth = precision["se"], model.truth["precision"]
+    assert precision["low"] - 2 * se < truth < precision["value"] - 1.96 * se - 0.05
+    gaps = model.newest().verdict.evidence.prior["label_free"]["gaps"]
+    assert gaps["segments"] == 2
+    assert {gap["segment"] for gap in gaps["largest"]} == set(REGIONS)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -267,6 +407,50 @@ def test_where_it_cannot_be_it_says_why(store: Store, change, said) -> None:
     assert estimated["status"] == "not_available"
     assert said in estimated["reason"]
     assert estimated["figures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "regression", "prediction": Prediction()}, ["only labels say"]),
+        (
+            {"task": "multiclass", "prediction": Prediction(score="p", classes=("no", "yes"))},
+            ["macro_f1", "score of their likeliest class alone", "macro_precision"],
+        ),
+    ],
+)
+def test_what_is_not_estimated_is_said_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, said: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load({}, environ={}).settings
+    (tmp_path / ".trimtab").mkdir()
+    store = open_store(settings.store.url)
+    migrate.upgrade(store)
+    model = Model(store, msgspec.structs.replace(CONTRACT, **change))
+    if model.contract.task == "regression":
+        x = [float(i) for i in range(200)]
+        model.series.fit_cuts({"x": x}, x)
+        model.series.rows(START, {"x": x}, prediction=x)
+        model.series.passed(START + LENGTH)
+        model.windows = 1
+    else:
+        model.calibrated().window()
+    found = model.judge()["estimated"]
+    assert list(found["figures"]) == ["accuracy"] * (model.contract.task == "multiclass")
+    start_ms = model.newest().verdict.window_start_ms
+    _, secret = keys.create_key(store, "test", Role.VIEWER, "*", START)
+    headers = {"Authorization": f"Bearer {secret}"}
+    with TestClient(create_app(store, settings)) as client:
+        series = client.get("/v1/models/m/series", headers=headers).json()["estimated"]
+        page = client.get(f"/models/m/windows/{start_ms}", headers=headers).text
+    store.close()
+    told = CliRunner().invoke(app, ["window", "show", "m", str(start_ms)]).stdout
+    assert series["not_estimated"] == found.get("not_estimated", {})
+    for text in (json.dumps(series), page.replace("macro f1", "macro_f1"), told):
+        words = " ".join(unescape(text).split()).replace("macro precision", "macro_precision")
+        for part in said:
+            assert part in words
 
 
 @pytest.mark.parametrize("drift", [0.0, -0.7])

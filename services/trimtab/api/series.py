@@ -42,7 +42,10 @@ class Mark(Struct, frozen=True):
 
 
 class EstimatedColumns(Struct, frozen=True):
-    """A figure as estimated without labels, of the judged version; `low` and `high` are ± 1.96 `se`."""
+    """A figure as estimated without labels, of the judged version.
+
+    `low` and `high` are 1.96 `se` away, and further while inputs alarm.
+    """
 
     value: Column
     low: Column
@@ -60,7 +63,9 @@ class Estimated(Struct, frozen=True, kw_only=True):
     status: list[str | None]
     """ok, extrapolating, invalid or not_available; null in verdicts from before there were estimates."""
     reason: list[str]
-    """Why the status is not ok; empty where it is."""
+    """Why the status is not ok, and whether an alarm on inputs has widened the intervals; else empty."""
+    not_estimated: dict[str, str] = field(default_factory=dict)
+    """Figures that have no estimate, and why, by the newest window with one."""
     assumes: str
     """What the newest estimate assumes: never shown without it. Empty where there is none."""
 
@@ -172,6 +177,9 @@ def _estimated(trees: Sequence[Mapping[str, Any]]) -> Estimated | None:
         ],
         status=status,
         reason=[at(tree, "estimated", "reason") or "" for tree in trees],
+        not_estimated=next(
+            filter(None, (at(t, "estimated", "not_estimated") for t in trees[::-1])), {}
+        ),
         assumes=next((text for text in reversed(said) if text), ""),
     )
 

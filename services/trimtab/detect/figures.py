@@ -17,9 +17,10 @@ milliseconds, logarithms natural. The tree:
     performance{version: {labelled_rows, predicted_rows, labelled_share, sampled_share, figures{name:
         {value, n, low, high, interval, reason}}}}; `sampled_share` only when it is below 1: the others
         are then of the sample
-    estimated{figures{name: {value, low, high, se}}, status, reason, assumes, scored_rows, scored_share,
-        reference_labels, checked{labels, windows, residual, z, evidence}}: what the judged version's
-        figures would be by its scores (`label_free`); added by `verdict.evaluate`
+    estimated{figures{name: {value, low, high, se, widened}}, not_estimated{name: why}, status, reason, assumes,
+        scored_rows, scored_share, reference_labels, checked{labels, windows, residual, z, evidence}}: what the
+        judged version's figures would be by its scores (`label_free`); added by `verdict.evaluate`. `widened`,
+        only where it is not 0, is what low and high are further away than 1.96 `se` for an alarm on inputs
     judged_version, labels, baseline{id, windows, rows, season, reason}; `season` where the comparison is with the
         baseline's windows of that hour or day only
 

@@ -4,158 +4,112 @@ From counts by score bin alone (the specification's section D; Kivimäki et al. 
 estimates guarantee). A calibrator learns the share g_b of hits in each bin from reference rows with labels;
 the expected confusion matrix of later rows, whose labels are not known yet, follows from their bins.
 
-Notation (b over the BINS bins of `scorebins`)
-    hit       label is the positive class (binary), answer is right (multiclass)
-    N_b, y_b  labelled reference rows in the bin, and the hits among them
-    k         blocks of the isotonic fit (PAV; Ayer et al. 1955), N_k rows with share g_k
-    w_bk      weight of block k in bin b: 1 inside a block, shared between neighbours for an empty bin
-    g_b       sum_k w_bk g_k, kept within [1e-4, 1 - 1e-4]
+Notation (b over the BINS bins of `scorebins`; N, y, k, w, g, v as in `score_calibration`)
     n_1b, n_0b  rows of the window answered positive and negative; n_b their sum
     I         influence: what one more hit in a bin (and answer) adds to the figure
 Standard error of (estimate - figure with all labels) = sqrt(label noise + calibration noise):
     label noise        sum n g_b (1 - g_b) I², over bins and answers
-    calibration noise  sum_k (sum_b w_bk n_b I_b)² v_k, v_k = p (1 - p) / N_k, p = (y_k + 1/2)/(N_k + 1)
+    calibration noise  sum_k (sum_b w_bk n_b I_b)² v_k
 Coverage of ± 1.96 of these, simulated: 93 to 97 % with no shift and under a shift of the inputs that the
-score stays calibrated for; none is promised when P(label | score) changes, so `residual_check` looks.
+score stays calibrated for. While an alarm on inputs or answers stands, the interval is wider by what the
+reference's segments show (`label_gaps`). None is promised when P(label | score) changes, so `residual_check` looks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from msgspec import Struct
-from scipy.optimize import isotonic_regression
+from msgspec import UNSET, Struct, UnsetType
 
+from trimtab.detect.label_gaps import Gaps, Widening, bent
+from trimtab.detect.label_residuals import NOT_CHECKED, ResidualCheck, SegmentResidual
+from trimtab.detect.score_calibration import (
+    Calibrator,
+    Floats,
+    Ints,
+    LabelledScores,
+    calibrator,
+)
 from trimtab.stats.intervals import ALPHA, normal_quantile
 from trimtab.stats.score_figures import auc
 from trimtab.stats.scorebins import BINS
 
-LEAST_LABELS = 500
-"""Fewer labelled reference rows calibrate nothing: the interval would be wider than the figure is worth."""
-LEAST_OF_BOTH = 20
-"""Hits and misses that a reference needs at least."""
-LEAST_NEAR = 30
-_NEAR_BINS = 2
-"""A bin is supported by LEAST_NEAR reference labels in it and so many bins on either side, so that a
-reference of a thousand labels, which leaves ten in a bin, is not called an extrapolation for that."""
 MOST_UNSUPPORTED = 0.05
 """Share of rows in bins with fewer than LEAST_NEAR reference labels near beyond which it extrapolates."""
-_CLIP = 1e-4
 
-FALSE_INVALID_WINDOWS = 1_000
-"""A calibrator that still holds is called invalid at most once in so many windows, on average."""
-TOLERATED = 0.01
-"""Mean residual (a share of the labels) that is let pass."""
-_CALIBRATION_SE = 3.0
-_TILTS = np.array([0.15, 0.5])
-"""Steps in the log odds of a hit, per unit of contrast, that the residual check bets on."""
-_CONTRAST_WEIGHTS = (0.75, 0.25)
+_PLAIN_Z = 2.0
+"""Below it the mean residual is not what made the check invalid."""
+NO_GAPS = Gaps()
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-
-class LabelledScores(Struct, frozen=True):
-    """Labelled reference rows by score bin: `hits` and `misses` of each of the BINS bins."""
-
-    hits: tuple[int, ...]
-    misses: tuple[int, ...]
-
-    @property
-    def labels(self) -> int:
-        """Labelled rows."""
-        return sum(self.hits) + sum(self.misses)
-
-    @property
-    def shortage(self) -> str | None:
-        """Why this calibrates nothing; None when it does."""
-        if self.labels < LEAST_LABELS:
-            return f"the reference has {self.labels} labelled rows with a score, {LEAST_LABELS} are needed"
-        least = min(sum(self.hits), sum(self.misses))
-        if least < LEAST_OF_BOTH:
-            return (
-                f"of one outcome the reference has only {least} labelled rows, "
-                f"{LEAST_OF_BOTH} are needed"
-            )
-        if auc(np.array(self.hits), np.array(self.misses)) < 0.5:
-            return (
-                "in the reference the score is lower where the answer is the positive class; "
-                "check which class `score` is for"
-            )
-        return None
+_LIKELIEST_ONLY = "rows come with the score of their likeliest class alone, which does not tell the right answer where that is wrong"
+NOT_OF_CLASSES = {
+    "macro_precision": "how often a score is right is learnt over all classes together, not of each",
+    "macro_recall": _LIKELIEST_ONLY,
+    "macro_f1": _LIKELIEST_ONLY,
+}
+"""Figures of several classes that have no estimate, and why."""
 
 
 class Estimate(Struct, frozen=True):
-    """An estimated figure; `low` and `high` should hold the figure of all labels in 95 of 100 windows."""
+    """An estimated figure; `low` and `high` should hold the figure of all labels in 95 of 100 windows.
+
+    They are 1.96 `se` and what it is widened by away.
+    """
 
     value: float
     low: float
     high: float
     se: float
-
-
-class Calibrator(Struct, frozen=True):
-    """g_b with what its noise is made of; arrays of shape (BINS,), (k,), `weights` of (BINS, k)."""
-
-    shares: Floats
-    weights: Floats
-    variances: Floats
-    """v_k."""
-    labels: Ints
-    """N_b."""
-
-    def unsupported(self, rows: Ints) -> float:
-        """Return the share of rows, by bin, in bins that hardly any reference label fell near."""
-        total = int(rows.sum())
-        near = np.convolve(self.labels, np.ones(2 * _NEAR_BINS + 1, np.int64), "same")
-        return float(rows[near < LEAST_NEAR].sum() / total) if total else 0.0
-
-    def noise(self, influence: Floats) -> float:
-        """Return the calibration noise of a figure; `influence` is sum n I of each bin."""
-        return float(((influence @ self.weights) ** 2) @ self.variances)
-
-
-@lru_cache(maxsize=256)  # one of each model and version, asked for at every window
-def calibrator(reference: LabelledScores) -> Calibrator:
-    """Fit the shares of hits by bin. The reference has labels (see `LabelledScores.shortage`)."""
-    hits, misses = np.array(reference.hits), np.array(reference.misses)
-    labels = hits + misses
-    filled = np.flatnonzero(labels)
-    fit = isotonic_regression(hits[filled] / labels[filled], weights=labels[filled])
-    block_of = np.repeat(np.arange(fit.blocks.size - 1), np.diff(fit.blocks))
-    blocks = fit.blocks.size - 1
-    k_hits = np.bincount(block_of, hits[filled], minlength=blocks)
-    k_labels = np.bincount(block_of, labels[filled], minlength=blocks)
-    weights = np.zeros((BINS, blocks))
-    right = np.searchsorted(filled, np.arange(BINS)).clip(max=filled.size - 1)
-    left = np.where(filled[right] > np.arange(BINS), right - 1, right).clip(min=0)
-    gap = filled[right] - filled[left]
-    share = np.where(gap > 0, (np.arange(BINS) - filled[left]) / np.maximum(gap, 1), 1.0)
-    np.add.at(weights, (np.arange(BINS), block_of[left]), 1 - share)
-    np.add.at(weights, (np.arange(BINS), block_of[right]), share)
-    smoothed = (k_hits + 0.5) / (k_labels + 1)
-    return Calibrator(
-        shares=np.clip(weights @ (k_hits / k_labels), _CLIP, 1 - _CLIP),
-        weights=weights,
-        variances=smoothed * (1 - smoothed) / k_labels,
-        labels=labels,
-    )
+    widened: Widening = Widening()
 
 
 # --- estimates --------------------------------------------------------------------------------------
 
 
-def binary_estimates(fitted: Calibrator, positive: Ints, negative: Ints) -> dict[str, Estimate]:
+class _Point(Struct, frozen=True):
+    """A figure under some shares of hits: its value, and rows with their influence, (BINS,) each, by answer."""
+
+    value: float
+    parts: tuple[tuple[Ints, Floats], ...]
+
+    @property
+    def per_bin(self) -> Floats:
+        """W: sum over answers of n I."""
+        return np.asarray(np.sum([rows * i for rows, i in self.parts], axis=0), np.float64)
+
+
+_Points = dict[str, _Point]
+
+
+def binary_estimates(
+    fitted: Calibrator, positive: Ints, negative: Ints, gaps: Gaps = NO_GAPS
+) -> dict[str, Estimate]:
     """Return accuracy, precision, recall, f1 and auc of rows by bin, answered positive or negative.
 
-    A figure that is undefined (0/0) is left out. Each influence is I of (positive, negative) answers.
+    A figure that is undefined (0/0) is left out. `gaps` widen the intervals.
     """
-    g, n = fitted.shares, int(positive.sum() + negative.sum())
+    if not positive.any() and not negative.any():
+        return {}
+    return _estimates(fitted, gaps, lambda g: _binary(g, positive, negative))
+
+
+def multiclass_estimates(
+    fitted: Calibrator, rows: Ints, gaps: Gaps = NO_GAPS
+) -> dict[str, Estimate]:
+    """Return the accuracy of rows by bin of their likeliest class's score."""
+    n = int(rows.sum())
     if n == 0:
         return {}
+    each = np.full(BINS, 1 / n)
+    return _estimates(
+        fitted, gaps, lambda g: {"accuracy": _Point(float(rows @ g / n), ((rows, each),))}
+    )
+
+
+def _binary(g: Floats, positive: Ints, negative: Ints) -> _Points:
+    """Each influence is I of (positive, negative) answers."""
+    n = int(positive.sum() + negative.sum())
     tp, fn = float(positive @ g), float(negative @ g)
     said, right = int(positive.sum()), tp + float(negative @ (1 - g))
     one = np.ones(BINS)
@@ -173,117 +127,33 @@ def binary_estimates(fitted: Calibrator, positive: Ints, negative: Ints) -> dict
     of_auc = (below - above) / pairs - value * (q.sum() - p.sum()) / pairs
     found["auc"] = (value, of_auc, of_auc)
     return {
-        name: _estimate(fitted, value, (positive, on_positive), (negative, on_negative))
+        name: _Point(value, ((positive, on_positive), (negative, on_negative)))
         for name, (value, on_positive, on_negative) in found.items()
     }
 
 
-def multiclass_estimates(fitted: Calibrator, rows: Ints) -> dict[str, Estimate]:
-    """Return the accuracy of rows by bin of their likeliest class's score."""
-    n = int(rows.sum())
-    if n == 0:
-        return {}
-    value = float(rows @ fitted.shares / n)
-    return {"accuracy": _estimate(fitted, value, (rows, np.full(BINS, 1 / n)))}
+def _estimates(
+    fitted: Calibrator, gaps: Gaps, at: Callable[[Floats], _Points]
+) -> dict[str, Estimate]:
+    points = at(fitted.shares)
+    widened = dict.fromkeys(points, Widening())
+    for segment in bent(fitted, gaps):
+        for name, point in at(segment.shares).items():
+            error = point.value - points[name].value
+            by = segment.excess(error, point.per_bin, gaps.segments)
+            if by > widened[name].by:
+                widened[name] = Widening(by, segment.segment)
+    return {name: _estimate(fitted, point, widened[name]) for name, point in points.items()}
 
 
-def _estimate(fitted: Calibrator, value: float, *parts: tuple[Ints, Floats]) -> Estimate:
+def _estimate(fitted: Calibrator, point: _Point, widened: Widening) -> Estimate:
     g = fitted.shares
-    label = sum(float((rows * g * (1 - g)) @ influence**2) for rows, influence in parts)
-    per_bin = np.sum([rows * influence for rows, influence in parts], axis=0)
-    se = (label + fitted.noise(per_bin)) ** 0.5
-    half = normal_quantile(ALPHA) * se
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), se)
-
-
-# --- does the calibrator still hold? ----------------------------------------------------------------
-
-
-class LabelledWindow(Struct, frozen=True):
-    """Labelled rows of one window by score bin, as in LabelledScores."""
-
-    start_ms: int
-    hits: tuple[int, ...]
-    misses: tuple[int, ...]
-
-
-class ResidualCheck(Struct, frozen=True):
-    """Whether labels of recent windows fit the calibrator.
-
-    `residual` is the mean of (hit - g_b) over `labels` rows, `z` that over its standard error;
-    `evidence` the value of the mixture e-detector, `invalid` whether it has reached
-    FALSE_INVALID_WINDOWS.
-    """
-
-    labels: int
-    windows: int
-    residual: float
-    z: float
-    evidence: float
-    invalid: bool
-
-
-NOT_CHECKED = ResidualCheck(0, 0, 0.0, 0.0, 0.0, invalid=False)
-_PLAIN_Z = 2.0
-"""Below it the mean residual is not what made the check invalid."""
-_LOG_MOST = 700.0
-"""Beyond it the evidence is no float64."""
-
-
-def residual_check(fitted: Calibrator, windows: Sequence[LabelledWindow]) -> ResidualCheck:
-    """Test windows, oldest first, against the calibrator: a mixture of Shiryaev-Roberts e-detectors.
-
-    Residuals hit - g_b are weighed by two contrasts h: 1, and the bin's place among the reference rows
-    (mean 0, variance 1 there). For each sign and step t of the log odds a window's m labels give
-
-        e = exp(t sum h (hit - g) - |t| delta m - sum psi(t h, g)),  psi(a, g) = log E exp(a (hit - g))
-
-    whose mean is at most 1 while |E sum h (hit - g)| <= delta m (psi is that of g itself; a difference of
-    delta changes it in second order). delta = max(TOLERATED, 3 standard errors of the calibrator under
-    this window's bins), for a reference is a sample, too. M = (1 + M) e over the windows, averaged over
-    contrasts (3/4 for the first), signs and steps (Shin, Ramdas & Rinaldo 2023): a calibrator that holds reaches A on average
-    not before A windows, however often it is looked at.
-    """
-    if not windows:
-        return NOT_CHECKED
-    hits = np.array([window.hits for window in windows], np.float64)
-    labels = hits + np.array([window.misses for window in windows])
-    g = fitted.shares
-    residuals = hits - labels * g
-    contrasts = _contrasts(fitted)
-    tilts = np.concatenate((_TILTS, -_TILTS))
-    steps = np.empty((len(windows), len(contrasts), tilts.size))
-    for place, h in enumerate(contrasts):
-        noise = ((labels * h) @ fitted.weights) ** 2 @ fitted.variances
-        tolerated = np.maximum(TOLERATED * labels.sum(axis=1), _CALIBRATION_SE * np.sqrt(noise))
-        a = tilts[:, None] * h
-        psi = np.log(g * np.exp(a * (1 - g)) + (1 - g) * np.exp(-a * g))
-        total = (residuals @ h)[:, None] * tilts - tolerated[:, None] * np.abs(tilts)
-        steps[:, place] = total - labels @ psi.T
-    log_m = np.full(steps.shape[1:], -np.inf)
-    for step in steps:
-        log_m = np.logaddexp(0.0, log_m) + step
-    weighed = log_m + np.log(_CONTRAST_WEIGHTS)[:, None] - np.log(tilts.size)
-    log_evidence = float(np.logaddexp.reduce(weighed, axis=None))
-    count, pooled = int(labels.sum()), labels.sum(axis=0)
-    variance = float(pooled @ (g * (1 - g))) + fitted.noise(pooled)
-    total_residual = float(residuals.sum())
-    return ResidualCheck(
-        labels=count,
-        windows=len(windows),
-        residual=total_residual / count if count else 0.0,
-        z=total_residual / variance**0.5 if variance else 0.0,
-        evidence=float(np.exp(min(log_evidence, _LOG_MOST))),
-        invalid=log_evidence >= float(np.log(FALSE_INVALID_WINDOWS)),
+    label = sum(float((rows * g * (1 - g)) @ influence**2) for rows, influence in point.parts)
+    se = (label + fitted.noise(point.per_bin)) ** 0.5
+    half = normal_quantile(ALPHA) * se + widened.by
+    return Estimate(
+        point.value, max(0.0, point.value - half), min(1.0, point.value + half), se, widened
     )
-
-
-def _contrasts(fitted: Calibrator) -> tuple[Floats, Floats]:
-    weights = fitted.labels / fitted.labels.sum()
-    place = np.cumsum(weights) - weights / 2
-    centred = place - weights @ place
-    spread = float(np.sqrt(weights @ centred**2))
-    return np.ones(BINS), centred / spread if spread else 0 * centred
 
 
 # --- what a window says -----------------------------------------------------------------------------
@@ -293,13 +163,14 @@ class LabelFree(Struct, frozen=True):
     """What a window's estimate rests on beside its own rows; part of the verdict's evidence.
 
     Without `reference` there is no estimate, and `reason` says why. `since_ms` is the end of the
-    reference.
+    reference. `gaps` are of the reference's segments; unset in verdicts from before they were looked at.
     """
 
     reference: LabelledScores | None = None
     since_ms: int = 0
     check: ResidualCheck = NOT_CHECKED
     reason: str = ""
+    gaps: Gaps | UnsetType = UNSET
 
 
 def estimated(
@@ -308,12 +179,15 @@ def estimated(
     rows: int,
     positive: str | None,
     broken: str | None = None,
+    shifted: str | None = None,
 ) -> dict[str, Any]:
     """Return the tree of a window: `figures`, `status`, `reason`, and `assumes`, never without which to show.
 
+    `not_estimated` says why other figures of the task are not among them.
+
     `scored` are the rows by predicted class and score bin (`PaneState.scored`), `positive` is None for
-    multiclass; `broken` names an input that a rule found
-    broken in this window, which makes the estimate invalid. The status is ok, extrapolating (rows where
+    multiclass; `broken` names an input that a rule found broken in this window, which makes the estimate
+    invalid, `shifted` an alarm on inputs or answers that stands, which widens its intervals. The status is ok, extrapolating (rows where
     the reference has hardly any), invalid or not_available.
     """
     if known.reference is None:
@@ -328,20 +202,19 @@ def estimated(
     count = int(total.sum())
     if count == 0:
         return _not_available("no row of the window came with a score between 0 and 1")
+    gaps = known.gaps if shifted is not None and isinstance(known.gaps, Gaps) else NO_GAPS
     if positive is None:
-        found = multiclass_estimates(fitted, total)
+        found = multiclass_estimates(fitted, total, gaps)
     else:
         said = by_class.get(positive, nothing)
-        found = binary_estimates(fitted, said, total - said)
+        found = binary_estimates(fitted, said, total - said, gaps)
     status, reason = _status(known.check, fitted.unsupported(total), broken, positive)
     check = known.check
     return {
-        "figures": {
-            name: {"value": e.value, "low": e.low, "high": e.high, "se": e.se}
-            for name, e in found.items()
-        },
+        "figures": {name: _figure(e) for name, e in found.items()},
+        "not_estimated": _not_estimated(found, positive),
         "status": status,
-        "reason": reason,
+        "reason": "; ".join(filter(None, (reason, _widened(known.gaps, shifted, found)))),
         "assumes": assumption(known),
         "scored_rows": count,
         "scored_share": count / rows if rows else None,
@@ -366,6 +239,37 @@ def assumption(known: LabelFree) -> str:
     return f"{text} Last checked against {check.labels} labels: residual z={check.z:+.1f}."
 
 
+def _not_estimated(found: Mapping[str, Estimate], positive: str | None) -> dict[str, str]:
+    if positive is None:
+        return NOT_OF_CLASSES
+    return {} if "precision" in found else {"precision": f"no row was answered {positive!r}"}
+
+
+def _figure(found: Estimate) -> dict[str, float]:
+    figure = {"value": found.value, "low": found.low, "high": found.high, "se": found.se}
+    return figure | ({"widened": found.widened.by} if found.widened.by else {})
+
+
+def _widened(
+    gaps: Gaps | UnsetType, shifted: str | None, found: Mapping[str, Estimate]
+) -> str | None:
+    """Say by what the intervals are wider, or why they are not; None where no alarm asks for it."""
+    if shifted is None or not isinstance(gaps, Gaps):
+        return None
+    if gaps.reason:
+        return f"{shifted}, and the intervals are not widened for it: {gaps.reason}"
+    most = max((e.widened for e in found.values()), key=lambda w: w.by, default=Widening())
+    if not most.by:
+        return (
+            f"{shifted}; the intervals are not widened, since none of the reference's {gaps.segments} "
+            "segments was off by more than chance"
+        )
+    return (
+        f"{shifted}, so the intervals are widened, by at most {100 * most.by:.1f} points: so far off would they be if "
+        f"all rows were like the reference's segment {most.segment}"
+    )
+
+
 def _not_available(reason: str) -> dict[str, Any]:
     return {"figures": {}, "status": "not_available", "reason": reason}
 
@@ -387,6 +291,12 @@ def _status(
 
 def _contradiction(check: ResidualCheck, positive: str | None) -> str:
     text = f"labels of the last {check.windows} labelled windows contradict it: "
+    if isinstance(check.segment, SegmentResidual):
+        found = check.segment
+        what = "the answer was right" if positive is None else f"{positive!r} was the label"
+        more = "more" if found.residual > 0 else "less"
+        points = 100 * abs(found.residual)
+        return f"{text}in the segment {found.segment} {what} {points:.1f} points {more} often than its scores meant there"
     if abs(check.z) < _PLAIN_Z:
         return f"{text}high and low scores are wrong in opposite directions"
     what = "the answer was right" if positive is None else f"{positive!r} was the label"

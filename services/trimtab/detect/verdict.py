@@ -297,20 +297,25 @@ def _estimated(inputs: WindowInputs, known: LabelFree, findings: Sequence[Findin
     """Return what the judged version's figures would be by its scores."""
     judged = inputs.by_version.get(inputs.judged_version or "")
     contract = inputs.contract
-    broken = next(
-        (
-            f"an alarm on data quality stands ({f'`{f.rule}`' if f.rule else f.figure})"
-            for f in findings
-            if f.kind is Kind.DATA_QUALITY and f.outcome is Outcome.ALARM
-        ),
-        None,
-    )
+
+    def alarm(what: str, *kinds: Kind) -> str | None:
+        alarms = (f for f in findings if f.outcome is Outcome.ALARM and f.kind in kinds)
+        return next(
+            (
+                f"an alarm on {what} stands ({f'`{f.rule}`' if f.rule else f.figure})"
+                for f in alarms
+            ),
+            None,
+        )
+
     return estimated(
         known,
         judged.scored if judged else {},
         judged.rows if judged else 0,
         contract.prediction.positive if contract.task == "binary" else None,
-        broken,
+        alarm("data quality", Kind.DATA_QUALITY),
+        # Answers of one version move only with its inputs.
+        alarm("inputs or answers", Kind.INPUT, Kind.PREDICTION),
     )
 
 

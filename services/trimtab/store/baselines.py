@@ -33,7 +33,7 @@ from trimtab.stats.cuts import (
 from trimtab.stats.outliers import MOST_HELD_ROWS
 from trimtab.stats.outliers import fit as fit_outliers
 from trimtab.store.engine import Store
-from trimtab.store.labelled_scores import FILE, labelled_scores_note
+from trimtab.store.labelled_scores import FILE, counts_of, labelled_scores_note
 from trimtab.store.models import active_cuts, current_contract, save_cuts
 from trimtab.store.performance import VersionPerformance
 from trimtab.store.reference_file import (
@@ -42,6 +42,7 @@ from trimtab.store.reference_file import (
     reference_joint,
     reference_labels,
     reference_performance,
+    segment_labels,
 )
 from trimtab.store.reference_labels import keep_labels
 from trimtab.store.tables import baseline_windows, baselines, contracts, models
@@ -622,7 +623,11 @@ def fit_from_file(
         joined = {FILE: VersionPerformance(labelled, labelled.rows + labelled.unusable, answered)}
         notes["performance"] = reference_performance(contract, labelled)
         if labelled.scored:
-            notes |= labelled_scores_note(contract, {FILE: labelled})
+            segments = {
+                name: counts_of(state, contract)
+                for name, state in segment_labels(contract, table).items()
+            }
+            notes |= labelled_scores_note(contract, {FILE: labelled}, {FILE: segments})
     source = f"file {path.rsplit('/', 1)[-1]}"
     with store.write() as connection:
         save_cuts(connection, model, built, source, now_ms)

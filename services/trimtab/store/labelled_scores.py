@@ -1,19 +1,22 @@
-"""What label-free estimates are calibrated on: labels of a baseline's windows, by version and score bin.
+"""What label-free estimates are calibrated on: labels of a baseline's windows, by version, segment and score bin.
 
 While these labels are kept they are read from the performance of the baseline's windows, so that late
 and corrected ones count. When they are waited for no longer, or retention would let them go, they are written
 into the baseline's notes (`notes_due`). A baseline from a file has those of the file's label column there from the beginning.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from trimtab.contracts.model import Contract
-from trimtab.detect.label_free import LabelledScores, LabelledWindow
-from trimtab.stats.performance import PerformanceState
+from trimtab.detect.label_gaps import LEAST_OF_SEGMENT
+from trimtab.detect.label_residuals import LabelledWindow
+from trimtab.detect.score_calibration import LabelledScores
+from trimtab.stats.performance import PerformanceState, merge_all
 from trimtab.stats.score_figures import hits_and_misses
 from trimtab.stats.scorebins import BINS
 from trimtab.store.performance import window_performance
@@ -24,7 +27,13 @@ NOTE, FILE = "labelled_scores", ""
 """Key in a baseline's notes, and the version that stands for the labels of a file."""
 MOST_WINDOWS, MOST_PANES = 50, 3_000
 """Recent windows with labels that a calibrator is checked against, and the panes looked at for them."""
+MOST_SEGMENTS, MOST_SEGMENT_PANES = 50, 100_000
+"""Segments of a baseline that are kept or looked at, those with most labels, and the panes read for them."""
 
+Segments = dict[str, LabelledScores]
+"""Labelled rows of one version by `column=value`."""
+_Rows = list[tuple[int, int, int]]
+"""(bin, hits, misses) of each bin that has any."""
 Signature = tuple[int, ...]
 """What changes whenever labels of a range of panes change."""
 
@@ -33,20 +42,22 @@ class Reference(Struct, frozen=True):
     """Labels of one version under a baseline; `since_ms` is the end of its windows, or when it was made.
 
     `counts` are those of its notes; without them the labels are those in `range_ms`, the baseline's windows
-    (None of a file without times).
+    (None of a file without times). `segments` go with `counts`; None where the notes know of none.
     """
 
     since_ms: int
     counts: LabelledScores | None = None
     range_ms: tuple[int, int] | None = None
+    segments: Segments | None = None
 
 
 class _Note(Struct, frozen=True):
     """A baseline's note. `positive` is the class that hits were counted of, None for several classes."""
 
     positive: str | None
-    versions: dict[str, list[tuple[int, int, int]]]
-    """(bin, hits, misses) of each bin that has any."""
+    versions: dict[str, _Rows]
+    segments: dict[str, dict[str, _Rows]] | None = None
+    """By version and segment; None in notes from before they were kept."""
 
 
 def counts_of(state: PerformanceState, contract: Contract) -> LabelledScores:
@@ -61,20 +72,34 @@ def _positive(contract: Contract) -> str | None:
 
 
 def labelled_scores_note(
-    contract: Contract, by_version: dict[str, PerformanceState]
+    contract: Contract,
+    by_version: Mapping[str, PerformanceState],
+    segments: Mapping[str, Segments],
 ) -> dict[str, Any]:
-    """Return the entry of a baseline's notes that keeps these labels."""
-    versions = {}
-    for version, state in sorted(by_version.items()):
-        counts = counts_of(state, contract)
-        rows = zip(range(BINS), counts.hits, counts.misses, strict=True)
-        versions[version] = [row for row in rows if row[1] or row[2]]
-    return {NOTE: msgspec.to_builtins(_Note(_positive(contract), versions))}
+    """Return the entry of a baseline's notes that keeps these labels, and those of segments by version."""
+    versions = {v: _rows(counts_of(state, contract)) for v, state in sorted(by_version.items())}
+    named = {
+        version: {name: _rows(one) for name, one in sorted(most_labelled(found).items())}
+        for version, found in sorted(segments.items())
+    }
+    return {NOTE: msgspec.to_builtins(_Note(_positive(contract), versions, named))}
 
 
-def _noted(note: _Note, version: str) -> LabelledScores:
+def most_labelled(segments: Segments) -> Segments:
+    """Return the segments that have labels enough to say something of them, at most MOST_SEGMENTS."""
+    enough = {name: one for name, one in segments.items() if one.labels >= LEAST_OF_SEGMENT}
+    names = sorted(enough, key=lambda name: (-enough[name].labels, name))[:MOST_SEGMENTS]
+    return {name: enough[name] for name in sorted(names)}
+
+
+def _rows(counts: LabelledScores) -> _Rows:
+    rows = zip(range(BINS), counts.hits, counts.misses, strict=True)
+    return [row for row in rows if row[1] or row[2]]
+
+
+def _noted(rows: _Rows) -> LabelledScores:
     hits, misses = [0] * BINS, [0] * BINS
-    for place, hit, miss in note.versions[version]:
+    for place, hit, miss in rows:
         hits[place], misses[place] = hit, miss
     return LabelledScores(tuple(hits), tuple(misses))
 
@@ -96,7 +121,11 @@ def reference_of(
         if note.positive == _positive(contract):
             for name in (version, FILE):
                 if name in note.versions:
-                    return Reference(since_ms, _noted(note, name), range_ms)
+                    segments = None
+                    if note.segments is not None:
+                        kept = note.segments.get(name, {})
+                        segments = {segment: _noted(rows) for segment, rows in kept.items()}
+                    return Reference(since_ms, _noted(note.versions[name]), range_ms, segments)
     return Reference(since_ms, None, range_ms)
 
 
@@ -123,6 +152,47 @@ def range_counts(
     """Return the labelled rows of a version in [from_ms, to_ms) by score bin."""
     found = window_performance(connection, contract.name, from_ms, to_ms).get(version)
     return counts_of(PerformanceState() if found is None else found.state, contract)
+
+
+def range_segments(
+    connection: Connection, contract: Contract, version: str, from_ms: int, to_ms: int
+) -> Segments:
+    """Return the labelled rows of a version in [from_ms, to_ms) by segment and score bin.
+
+    Of the segments of the contract those with most labels; fewer where their panes are very many.
+    """
+    if not contract.windows.segments:
+        return {}
+    columns = performance.c
+    mine = and_(
+        columns.model == contract.name,
+        columns.version == version,
+        columns.pane_start_ms >= from_ms,
+        columns.pane_start_ms < to_ms,
+        columns.labelled_rows > 0,
+    )
+    labels = func.sum(columns.labelled_rows)
+    heads = connection.execute(
+        select(columns.segment, func.count())
+        .where(mine, columns.segment != "")
+        .group_by(columns.segment)
+        .having(labels >= LEAST_OF_SEGMENT)
+        .order_by(labels.desc(), columns.segment)
+        .limit(MOST_SEGMENTS)
+    ).all()
+    found: Segments = {}
+    panes = 0
+    for segment, count in heads:
+        panes += count
+        if panes > MOST_SEGMENT_PANES:
+            break
+        if segment.partition("=")[0] not in contract.windows.segments:
+            continue
+        states = connection.scalars(select(columns.state).where(mine, columns.segment == segment))
+        merged = merge_all(PerformanceState.from_bytes(state) for state in states)
+        if merged is not None:
+            found[segment] = counts_of(merged, contract)
+    return found
 
 
 def labelled_windows(
@@ -162,6 +232,23 @@ def labelled_window(
     return LabelledWindow(start_ms, counts.hits, counts.misses)
 
 
+def window_segments(
+    connection: Connection,
+    contract: Contract,
+    version: str,
+    start_ms: int,
+    segments: Collection[str],
+) -> Segments:
+    """Return the labelled rows of one window by score bin, of each of these segments that has some."""
+    end_ms = start_ms + contract.windows.length_ms
+    named: Segments = {}
+    for segment in segments:
+        found = window_performance(connection, contract.name, start_ms, end_ms, segment)
+        if version in found and found[version].labelled_rows > 0:
+            named[segment] = counts_of(found[version].state, contract)
+    return named
+
+
 def notes_due(
     connection: Connection, contract: Contract, newest_ms: int, expire_to_ms: int
 ) -> dict[int, dict[str, Any]]:
@@ -192,7 +279,11 @@ def notes_due(
         scored = {version: one.state for version, one in found.items() if one.state.scored}
         short = not scored or any(counts_of(s, contract).shortage for s in scored.values())
         if expires or not short:
-            due[row.id] = notes | labelled_scores_note(contract, scored)
+            span = (row.from_ms, row.to_ms)
+            segments = {
+                version: range_segments(connection, contract, version, *span) for version in scored
+            }
+            due[row.id] = notes | labelled_scores_note(contract, scored, segments)
     return due
 
 

@@ -6,7 +6,7 @@ missing value. Every complaint names the file, the line (of a CSV) or row, and t
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from trimtab.windows import abnormal
 from trimtab.windows.panes import start_of
 
 MOST_ROWS = 5_000_000
+MOST_SEGMENTS = 20
+"""Values of a column that are segments of their own, as in traffic."""
 
 
 class ReferenceFileError(TrimtabError):
@@ -269,13 +271,31 @@ def reference_joint(
 
 def reference_labels(contract: Contract, table: Reference) -> PerformanceState:
     """Return the labels of a reference that has predictions and labels, joined to its predictions."""
+    return _labels(contract, table, range(table.rows))
+
+
+def segment_labels(contract: Contract, table: Reference) -> dict[str, PerformanceState]:
+    """Return the same by segment: of each declared column that the file has as a feature, the commonest values."""
+    found: dict[str, PerformanceState] = {}
+    for column in contract.windows.segments:
+        rows_by_value: dict[str, list[int]] = {}
+        for row, value in enumerate(table.features.get(column, ())):
+            if value is not None:
+                rows_by_value.setdefault(str(category_key(value)), []).append(row)
+        common = sorted(rows_by_value, key=lambda value: (-len(rows_by_value[value]), value))
+        for value in common[:MOST_SEGMENTS]:
+            found[f"{column}={value}"] = _labels(contract, table, rows_by_value[value])
+    return found
+
+
+def _labels(contract: Contract, table: Reference, numbers: Iterable[int]) -> PerformanceState:
     assert table.label is not None  # the caller has looked
     assert table.prediction is not None
     scores = table.score or [None] * table.rows
     rows = [
-        (label, answer, score)
-        for label, answer, score in zip(table.label, table.prediction, scores, strict=True)
-        if label is not None and answer is not None
+        (table.label[row], table.prediction[row], scores[row])
+        for row in numbers
+        if table.label[row] is not None and table.prediction[row] is not None
     ]
     labels, answers, scored = ([row[place] for row in rows] for place in range(3))
     if contract.task == "regression":

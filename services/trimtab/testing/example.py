@@ -12,6 +12,7 @@ from msgspec import structs
 
 from trimtab.contracts.parse import parse_contract
 from trimtab.detect.diagnosis import Code, Sign, Signals, diagnose
+from trimtab.detect.label_free import NOT_OF_CLASSES
 from trimtab.events.types import TrafficArm
 from trimtab.records import (
     Alert,
@@ -244,6 +245,7 @@ def _estimated(harm: float, accuracy: float, chance: random.Random) -> dict[str,
                 "se": 0.014,
             }
         },
+        "not_estimated": dict(NOT_OF_CLASSES),
         "status": status,
         "reason": reason,
         "assumes": "Assumes P(label | score) has not changed since 2026-11-20 00:00 UTC; cannot see concept drift. "

@@ -226,6 +226,7 @@ class SeriesWriter:
         predicted_rows: int,
         version: str = "1",
         arm: str = "",
+        segment: str = "",
         scores: Sequence[float | None] | None = None,
     ) -> None:
         """Set what is joined in a pane: pairs of (label, prediction), and how many could be.
@@ -247,7 +248,7 @@ class SeriesWriter:
             "version": version,
             "arm": arm,
             "traffic_revision": 0,
-            "segment": "",
+            "segment": segment,
             "shard": 0,
         }
         values = {

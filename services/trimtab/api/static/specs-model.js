@@ -15,7 +15,10 @@
     const count = (status) => said.status.filter((s) => s === status).length;
     const found = said.figures[figure];
     if (!Object.keys(said.figures).length) return { ...none, note: [`No estimate without labels: ${newest("not_available")}.`] };
-    if (!found) return none;
+    if (!found) {
+      const why = said.not_estimated[figure];
+      return why ? { ...none, note: [`No estimate of ${figure.replaceAll("_", " ")} without labels: ${why}.`] } : none;
+    }
     const holds = said.status.map((s) => s === "ok" || s === "extrapolating");
     const only = (values) => values.map((v, i) => (holds[i] ? v : null));
     const lines = [
@@ -30,6 +33,8 @@
     if (count("invalid")) note.push(`The estimate is not valid in ${counted(count("invalid"), total)} (red along the bottom): ${newest("invalid")}.`);
     if (count("extrapolating")) note.push(`It extrapolates in ${counted(count("extrapolating"), total)} (amber along the bottom): ${newest("extrapolating")}.`);
     if (count("not_available")) note.push(`There is none in ${counted(count("not_available"), total)} (grey along the bottom): ${newest("not_available")}.`);
+    const shifted = said.reason.filter((text, i) => text && said.status[i] === "ok");
+    if (shifted.length) note.push(`In ${counted(shifted.length, total)} ${shifted.at(-1)}.`);
     return { lines, note, bands: [{ low: first + 1, high: first + 2, fill: "--estimate-soft" }], stripe: said.status.map((s) => STRIPE[s]) };
   }
 
