@@ -385,6 +385,22 @@ def test_a_loss_touches_no_window_before_the_last_record_that_was_read(store, lo
     assert_balanced(store)
 
 
+def test_a_loss_before_anything_was_read_reaches_back_to_when_the_end_was_seen(store, log):
+    """A topic claimed while it was empty, and a monitor that was away for longer than the topic keeps."""
+    hour = 3_600_000
+    ingest = member(store, log, IN, at_s=3_600)
+    drain(ingest)
+    ingest.stop()
+    send_rows(log, [row(i, at=T0 + 30 * hour + i) for i in range(20)])
+    log.drop_before(IN, 10)
+    drain(member(store, log, IN, owner="two", at_s=40 * 3_600))
+    assert entry(store).lost == 10
+    with store.read() as connection:
+        assert window_state(connection, "m", T0, T0 + 10_000).lost == 0
+        assert window_state(connection, "m", T0 + 20 * hour, T0 + 20 * hour + 10_000).lost == 10
+    assert_balanced(store)
+
+
 def test_unknown_models_and_wrong_topics_are_counted_by_name(store, log):
     bound = Contract(name="bound", task="binary", source=Source(topics=("elsewhere",)))
     apply_contract(store, bound, "", "test", T0)

@@ -257,6 +257,25 @@ def uneven_coverage(seed, draws=400, cause=0.2, *, told=True):
     return {name: count / draws for name, count in inside.items()}
 
 
+@pytest.mark.parametrize(
+    ("share", "rows", "rate"), [(0.05, 20_000, 0.15), (0.1, 20_000, 0.2), (0.05, 100_000, 0.15)]
+)
+def test_a_segment_of_many_times_its_scores_is_fitted_where_its_labels_are(share, rows, rate):
+    """Newton's whole step goes astray there, and ended in shares of 0 and 1, or in no number."""
+    random = np.random.default_rng(3)
+    scores = random.beta(1, 20, rows)
+    odd = random.random(rows) < share
+    hits = random.random(rows) < np.where(odd, rate, scores)
+    fitted = calibrator(labelled_scores(scores, hits))
+    (one,) = expected_of(fitted, {"odd=1": labelled_scores(scores[odd], hits[odd])}).values()
+    assert np.isfinite(one.shares).all()
+    assert np.isfinite(one.uncertainty).all()
+    counts = np.bincount(score_bins(scores[odd]), minlength=BINS)
+    assert float(counts @ one.shares) / counts.sum() == pytest.approx(rate, abs=0.03)
+    (gap,) = gaps_of(fitted, {"odd=1": labelled_scores(scores[odd], hits[odd])}).largest
+    assert np.isfinite([*gap.theta, *gap.variance]).all()
+
+
 def test_a_shift_that_the_score_does_not_know_of_is_covered_by_what_segments_showed():
     found = uneven_coverage(41)
     assert found["precision"][0] < 0.75

@@ -112,6 +112,16 @@ def test_the_reference_is_the_same_figure_of_the_baseline(rule: str, value: floa
     assert found.value == pytest.approx(value, rel=0.02)
 
 
+def test_rows_of_windows_of_another_length_are_no_reference() -> None:
+    tree = baseline_tree(BASELINE, CUTS, contract(), ResourceState())
+    rule = parse_rule("rows < 0.5 * reference")
+    found = counted_figure(rule, tree, 10, is_file=False, dated=True, same_length=False)
+    assert (found.value, found.reason) == (None, "has windows of another length")
+    other = parse_rule("missing_rate(x) > reference")
+    kept = counted_figure(other, tree, 10, is_file=False, dated=True, same_length=False)
+    assert kept.value is not None
+
+
 def test_latency_of_the_reference_is_its_quantile() -> None:
     tree = baseline_tree(BASELINE, CUTS, contract(), ResourceState())
     rule = parse_rule("p95_latency_ms > 1.5 * reference")

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from msgspec import Struct
+from scipy.special import expit, log_expit, logit
 
 from trimtab.detect.score_calibration import Calibrator, Floats, LabelledScores, contrasts
 from trimtab.stats.intervals import ALPHA, normal_quantile
@@ -150,18 +151,29 @@ def _limit(segments: int) -> float:
 
 
 def _bent(g: Floats, shift: Floats) -> Floats:
-    odds = g / (1 - g) * np.exp(shift)
-    return np.asarray(odds / (1 + odds), np.float64)
+    return np.asarray(expit(logit(g) + shift), np.float64)
 
 
 def _fit(fitted: Calibrator, hits: Floats, misses: Floats) -> tuple[Floats, Floats]:
-    """Return theta, shape (2,), and F, shape (2, 2)."""
+    """Return theta, shape (2,), and F, shape (2, 2): Newton's steps, halved while they do not climb.
+
+    A whole step goes astray where the segment's share is many times the scores'.
+    """
     h, labels = np.stack(contrasts(fitted)), hits + misses
+    odds = logit(fitted.shares)
+
+    def height(theta: Floats) -> float:
+        shift = odds + theta @ h
+        return float(hits @ log_expit(shift) + misses @ log_expit(-shift) - theta @ theta / 2)
+
     theta, one = np.zeros(2), np.eye(2)
     for _ in range(_STEPS):
         p = _bent(fitted.shares, theta @ h)
         information = (h * (labels * p * (1 - p))) @ h.T
         step = np.linalg.solve(information + one, h @ (hits - labels * p) - theta)
+        reached = height(theta)
+        while height(theta + step) < reached and np.abs(step).max() >= _CLOSE:
+            step = step / 2
         theta = theta + step
         if np.abs(step).max() < _CLOSE:
             break

@@ -57,16 +57,25 @@ class Observed(Struct, frozen=True, kw_only=True):
             _Beside(FORMAT, self.resources.to_bytes(), segments, self.joint.to_bytes())
         )
 
+    @staticmethod
+    def resources_from(beside: bytes) -> ResourceState:
+        """Decode the resources of `beside_bytes` alone. Raises StateError."""
+        return ResourceState.from_bytes(_beside(beside).resources)
+
     @classmethod
     def from_bytes(cls, state: bytes, beside: bytes) -> Self:
         """Decode `PaneState.to_bytes` and `beside_bytes`. Raises StateError."""
-        try:
-            decoded = msgspec.msgpack.decode(beside, type=_Beside)
-        except msgspec.MsgspecError as error:
-            raise StateError(f"These bytes are no window of a baseline ({error}).") from error
+        decoded = _beside(beside)
         return cls(
             state=PaneState.from_bytes(state),
             resources=ResourceState.from_bytes(decoded.resources),
             segments={name: PaneState.from_bytes(s) for name, s in decoded.segments.items()},
             joint=JointState.from_bytes(decoded.joint),
         )
+
+
+def _beside(data: bytes) -> _Beside:
+    try:
+        return msgspec.msgpack.decode(data, type=_Beside)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"These bytes are no window of a baseline ({error}).") from error

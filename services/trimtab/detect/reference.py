@@ -127,17 +127,20 @@ def baseline_tree(
 
 
 def counted_figure(
-    rule: Rule, tree: Figures, windows: int, *, is_file: bool, dated: bool
+    rule: Rule, tree: Figures, windows: int, *, is_file: bool, dated: bool, same_length: bool = True
 ) -> ReferenceFigure:
     """Return the reference of a rule on what is counted, from `baseline_tree`.
 
-    `windows` is how many windows the tree's rows are of; `dated` is false of a file without times.
+    `windows` is how many windows the tree's rows are of; `dated` is false of a file without times, `same_length`
+    of windows of another length than those that are judged.
     """
     if is_file and rule.figure in _NOT_IN_FILES:
         return ReferenceFigure(None, reason=f"is of a file, which says nothing of {rule.figure}")
     if rule.figure == "rows":
         if not dated:
             return ReferenceFigure(None, reason="is of a file without times, hence of no windows")
+        if not same_length:
+            return ReferenceFigure(None, reason="has windows of another length")
         return ReferenceFigure(tree["rows"] / windows, tree["rows"])
     found = measure(tree, rule.figure, rule.feature)
     if found.value is not None:

@@ -442,6 +442,12 @@ class Evaluator:
             if start_ms in done:
                 continue
             done.add(start_ms)
+            if (
+                looked_at >= WINDOWS_PER_TICK
+            ):  # the rest waits unread: it may be two years of windows
+                pending.add(start_ms)
+                again_ms = now_ms
+                continue
             head = reader.head(connection, start_ms)
             # A window keeps the length that it was first judged with, and so do those that remember it.
             _, contract = reader.contract_of(head)
@@ -450,7 +456,7 @@ class Evaluator:
             open_ = mark.ms is None or end_ms > mark.ms
             held = head is not None and head.reason is Reason.STALLED and open_
             may_at_ms = now_ms if head is None else head.created_ms + coalesce_ms(length_ms)
-            if held or may_at_ms > now_ms or looked_at >= WINDOWS_PER_TICK:
+            if held or may_at_ms > now_ms:
                 pending.add(start_ms)
                 if not held:
                     again_ms = may_at_ms if again_ms is None else min(again_ms, may_at_ms)

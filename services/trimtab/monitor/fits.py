@@ -21,7 +21,7 @@ from trimtab.store.detectors import newest_detector
 from trimtab.store.engine import Store
 from trimtab.store.models import cuts_at
 
-FORMAT = 1
+FORMAT = 2
 """Changes with what a fit gives: stored detectors of another format are made anew."""
 
 log = logs.get("detectors")

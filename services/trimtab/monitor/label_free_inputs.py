@@ -38,6 +38,9 @@ MORE_LABELS = 10
 _Key = tuple[int, str]
 """Baseline and version."""
 
+_Totals = tuple[int, int]
+"""Hits and misses."""
+
 
 class LabelFreeReader:
     """Of one model, under one revision of its contract."""
@@ -45,10 +48,10 @@ class LabelFreeReader:
     def __init__(self) -> None:
         self._references: dict[_Key, Reference] = {}
         self._labelled: dict[tuple[str, tuple[str, ...]], list[LabelledWindow]] = {}
-        self._window_parts: dict[tuple[str, int, tuple[str, ...]], tuple[int, Segments]] = {}
+        self._window_parts: dict[tuple[str, int, tuple[str, ...]], tuple[_Totals, Segments]] = {}
         """Of windows by segment, with the window's labels when they were read."""
         self._counts: dict[_Key, tuple[Signature, LabelledScores]] = {}
-        self._segments: dict[_Key, tuple[int, Segments]] = {}
+        self._segments: dict[_Key, tuple[_Totals, Segments]] = {}
         """With the reference's labels when they were read."""
         self._gaps: dict[
             _Key, tuple[LabelledScores, Segments | None, Gaps, Mapping[str, Expected]]
@@ -134,13 +137,13 @@ class LabelFreeReader:
         counts: LabelledScores,
         range_ms: tuple[int, int],
     ) -> Segments:
-        """Return the segments' labels; read anew when a tenth more labels have come, for they are many panes."""
+        """Return the segments' labels; read anew when a tenth has come or was corrected, for they are many panes."""
         if counts.shortage is not None:
             return {}
-        known = self._segments.get(key)
-        if known is None or abs(counts.labels - known[0]) * MORE_LABELS > known[0]:
+        totals, known = _totals(counts), self._segments.get(key)
+        if known is None or _moved(known[0], totals):
             found = range_segments(connection, contract, key[1], *range_ms)
-            self._segments[key] = known = counts.labels, found
+            self._segments[key] = known = totals, found
         return known[1]
 
     def _labelled_windows(
@@ -158,10 +161,10 @@ class LabelFreeReader:
                 if known is None or known[0] != signature:
                     window = labelled_window(connection, contract, version, start_ms)
                     self._windows[version, start_ms] = known = signature, window
-                labels = sum(known[1].hits) + sum(known[1].misses)
-                if labels:
+                totals = _totals(known[1])
+                if any(totals):
                     of_segments = self._window_segments(
-                        connection, contract, version, start_ms, labels, names
+                        connection, contract, version, start_ms, totals, names
                     )
                     windows.append(replace(known[1], segments=of_segments))
             self._labelled[version, names] = windows
@@ -181,15 +184,24 @@ class LabelFreeReader:
         contract: Contract,
         version: str,
         start_ms: int,
-        labels: int,
+        totals: _Totals,
         names: tuple[str, ...],
     ) -> Segments:
-        """Return a window's labels by segment, read anew when a tenth more have come."""
+        """Return a window's labels by segment, read anew when a tenth has come or was corrected."""
         if not names:
             return {}
         key = (version, start_ms, names)
         known = self._window_parts.get(key)
-        if known is None or abs(labels - known[0]) * MORE_LABELS > known[0]:
+        if known is None or _moved(known[0], totals):
             found = window_segments(connection, contract, version, start_ms, names)
-            self._window_parts[key] = known = labels, found
+            self._window_parts[key] = known = totals, found
         return known[1]
+
+
+def _totals(counts: LabelledScores | LabelledWindow) -> _Totals:
+    return sum(counts.hits), sum(counts.misses)
+
+
+def _moved(before: _Totals, now: _Totals) -> bool:
+    """Whether a tenth of the labels has come, gone or was corrected."""
+    return sum(abs(b - a) for a, b in zip(before, now, strict=True)) * MORE_LABELS > sum(before)

@@ -45,6 +45,8 @@ from trimtab.windows.ids import HashSet
 from trimtab.windows.lateness import NEVER_MS, Classified, classify, sealed_to, watermark_of
 from trimtab.windows.panes import pane_starts, split_by, start_of
 
+UNREAD_LOSS_MS = 7 * 86_400_000
+"""How far back a loss reaches where nothing was ever read of the log: Kafka's default retention."""
 ID_BYTES_MAX = 32 * 1024 * 1024
 """Ids that a partition keeps in memory to find duplicates: 8 bytes each. Beyond it, panes behind the
 watermark are let go, the one longest without a row first, and read back from their runs when one comes."""
@@ -288,8 +290,9 @@ class OwnedPartition:
                 ),
                 now_ms,
             )
+            from_ms = self.record_ms or self.claim.caught_up_ms or now_ms - UNREAD_LOSS_MS
             ledger.add_loss(
-                connection, pid, self.next_offset, beginning, self.record_ms, now_ms, self.flush_seq
+                connection, pid, self.next_offset, beginning, from_ms, now_ms, self.flush_seq
             )
             sealed_ms = {m: s.sealed_ms for m, s in self.models.items() if s.newest_ms > NEVER_MS}
             ledger.add_loss_ranges(connection, pid, self.next_offset, sealed_ms, self.flush_seq)

@@ -44,6 +44,8 @@ from trimtab.store.verdicts import Head, heads_between
 
 TREES_KEPT = 32
 """Of one baseline: by hour of the day, or by cuts."""
+HEADS_AT_ONCE = 100
+"""Verdicts read at a time: one of 200 features is 100 kB."""
 LOOKED_BACK_WINDOWS = 1_000
 """So many windows before the newest are looked at again when their reference has come to stand."""
 
@@ -135,13 +137,16 @@ class ReferenceReader:
         stand = [r for r in stand if not any(_has(h, r, baseline.id, contract) for h in newest)]
         if not stand:
             return set()
-        back_ms = LOOKED_BACK_WINDOWS * contract.windows.length_ms
-        heads = heads_between(connection, contract.name, to_ms - back_ms, to_ms)
-        return {
-            head.window_start_ms
-            for head in heads
-            if head.evidence.baseline_id == baseline.id and _waits(head, stand, contract)
-        }
+        length_ms, found = contract.windows.length_ms, set[int]()
+        for back in range(0, LOOKED_BACK_WINDOWS, HEADS_AT_ONCE):
+            end_ms = to_ms - back * length_ms
+            first_ms = end_ms - HEADS_AT_ONCE * length_ms
+            found.update(
+                head.window_start_ms
+                for head in heads_between(connection, contract.name, first_ms, end_ms)
+                if head.evidence.baseline_id == baseline.id and _waits(head, stand, contract)
+            )
+        return found
 
     def _stands(
         self,
@@ -187,6 +192,7 @@ class ReferenceReader:
             baseline.season_windows or baseline.windows,
             is_file=place.is_file,
             dated=bool(place.starts_ms),
+            same_length=place.length_ms == contract.windows.length_ms,
         )
 
     # --- performance ------------------------------------------------------------------------------

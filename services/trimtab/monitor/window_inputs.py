@@ -87,7 +87,7 @@ class ModelReader:
         self._detectors: dict[tuple[int, float], Detector] = {}
         self._cuts: dict[str, ModelCuts] = {}
         self._rows: dict[int, DetectorRow] = {}
-        self._seasons: dict[tuple[int, int], tuple[Season, dict[int, int]]] = {}
+        self._seasons: dict[tuple[int, int, str], tuple[Season, dict[int, int]]] = {}
         """Season of a detector's features, and the slot of each window of its baseline."""
         self.states: OrderedDict[tuple[int, int], tuple[State, str]] = OrderedDict()
         """States after windows that this tick judged, with their digests, by (detector, window start)."""
@@ -219,7 +219,7 @@ class ModelReader:
         key = None if baseline is None else (baseline.id, baseline.windows)
         resources = window_gauges(connection, model, start_ms, end_ms)
         watching, no_detector = self._detector_of(connection, head, start_ms)
-        baseline = self._in_season(connection, baseline, watching, start_ms)
+        baseline = self._in_season(connection, contract, baseline, watching, start_ms)
         labelled = performance.get(judged or "")
         return WindowInputs(
             contract=contract,
@@ -301,6 +301,7 @@ class ModelReader:
     def _in_season(
         self,
         connection: Connection,
+        contract: Contract,
         baseline: Baseline | None,
         watching: Watching | Carried | None,
         start_ms: int,
@@ -309,7 +310,7 @@ class ModelReader:
         if baseline is None or baseline.id is None or watching is None:
             return baseline
         detector_id = watching.id if isinstance(watching, Watching) else int(watching.prior["id"])
-        key = (detector_id, baseline.id)
+        key = (detector_id, baseline.id, contract.windows.time_zone)
         if key not in self._seasons:
             season: Season = "none"
             try:
@@ -319,12 +320,12 @@ class ModelReader:
             except ArraysError:
                 return baseline
             starts = window_starts(connection, baseline.id) if season != "none" else []
-            slots = slots_of(season, starts, self.contract.windows.time_zone)
+            slots = slots_of(season, starts, contract.windows.time_zone)
             self._seasons = {key: (season, dict(zip(starts, slots.tolist(), strict=True)))}
         season, slots_by_start = self._seasons[key]
         if season == "none":
             return baseline
-        slot = int(slots_of(season, [start_ms], self.contract.windows.time_zone)[0])
+        slot = int(slots_of(season, [start_ms], contract.windows.time_zone)[0])
         same = [at_ms for at_ms, each in slots_by_start.items() if each == slot]
         if len(same) < LEAST_SEASON_WINDOWS:
             return baseline
@@ -366,8 +367,7 @@ class ModelReader:
     ) -> Watching:
         key = (row.id, windows_per_alarm)
         if key not in self._detectors:
-            length_ms = self.contract.windows.length_ms
-            self._detectors = {key: fitted.detector(windows_per_alarm, length_ms)}
+            self._detectors = {key: fitted.detector(windows_per_alarm, fitted.length_ms)}
         made = self._detectors[key]
         if fitted.cuts_id not in self._cuts:
             cuts = cuts_at(connection, self.contract.name, fitted.cuts_id)

@@ -180,8 +180,11 @@ def state_of_windows(
 def gauges_of(connection: Connection, baseline_id: int) -> ResourceState:
     """Return the samples of resources in all of a baseline's windows."""
     found = ResourceState()
-    for _, one in observed_windows(connection, baseline_id):
-        found = found.merge(one.resources)
+    query = select(baseline_windows.c.beside).where(
+        baseline_windows.c.baseline_id == baseline_id, baseline_windows.c.beside.is_not(None)
+    )
+    for beside in connection.scalars(query):
+        found = found.merge(Observed.resources_from(bytes(beside)))
     return found
 
 

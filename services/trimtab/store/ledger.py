@@ -29,6 +29,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     next_offset: int
     flush_seq: int
     record_ms: int | None
+    caught_up_ms: int | None = None
+    """When an owner before had last seen the end of the log; None where that is not known."""
 
 
 class Advance(Struct, frozen=True, kw_only=True):
@@ -91,15 +93,19 @@ def claim(
             )
             .on_conflict_do_nothing()
         )
+        mine = and_(
+            partitions.c.consumer == consumer,
+            partitions.c.cluster_id == cluster_id,
+            partitions.c.topic == topic,
+            partitions.c.topic_id == topic_id,
+            partitions.c.partition == partition,
+        )
+        caught_up_ms = connection.scalar(
+            select(partitions.c.caught_up_ms).where(mine).with_for_update()
+        )
         row = connection.execute(
             update(partitions)
-            .where(
-                partitions.c.consumer == consumer,
-                partitions.c.cluster_id == cluster_id,
-                partitions.c.topic == topic,
-                partitions.c.topic_id == topic_id,
-                partitions.c.partition == partition,
-            )
+            .where(mine)
             .values(
                 epoch=partitions.c.epoch + 1,
                 owner=owner,
@@ -117,6 +123,7 @@ def claim(
         next_offset=row.next_offset,
         flush_seq=row.flush_seq,
         record_ms=row.record_ms,
+        caught_up_ms=caught_up_ms,
     )
 
 
@@ -233,7 +240,10 @@ def add_loss(
     now_ms: int,
     flush_seq: int,
 ) -> None:
-    """Record lost offsets [from, to); `from_ms` is the Kafka timestamp of the last record before."""
+    """Record lost offsets [from, to); `from_ms` is the Kafka timestamp of the last record before.
+
+    Where none was read it is when the end of the log was last seen.
+    """
     connection.execute(
         insert_for(connection, losses)
         .values(

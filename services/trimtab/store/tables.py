@@ -216,6 +216,7 @@ losses = Table(  # offsets that the log had dropped unread, and when their recor
     Column("to_ms", Ms),  # of the first record after; null: none has come
     Column("found_ms", Ms, nullable=False),
     Column("flush_seq", BigInteger, nullable=False),  # the last flush that changed this row
+    Index(None, "partition_id", "flush_seq"),
 )
 
 loss_ranges = Table(  # event times of a model that what was lost may have had
@@ -230,6 +231,8 @@ loss_ranges = Table(  # event times of a model that what was lost may have had
     ForeignKeyConstraint(
         ["partition_id", "from_offset"], ["losses.partition_id", "losses.from_offset"]
     ),
+    Index(None, "partition_id", "flush_seq"),
+    Index(None, "model", "partition_id", "flush_seq"),
 )
 
 watermarks = Table(

@@ -776,6 +776,12 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("partition_id", "from_offset", name=op.f("pk_losses")),
     )
+    op.create_index(
+        op.f("ix_losses_partition_id_flush_seq"),
+        "losses",
+        ["partition_id", "flush_seq"],
+        unique=False,
+    )
     op.create_table(
         "rejected",
         sa.Column(
@@ -880,4 +886,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint(
             "partition_id", "from_offset", "model", name=op.f("pk_loss_ranges")
         ),
+    )
+    op.create_index(
+        op.f("ix_loss_ranges_model_partition_id_flush_seq"),
+        "loss_ranges",
+        ["model", "partition_id", "flush_seq"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_loss_ranges_partition_id_flush_seq"),
+        "loss_ranges",
+        ["partition_id", "flush_seq"],
+        unique=False,
     )
