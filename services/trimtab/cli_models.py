@@ -615,6 +615,35 @@ def baseline_fit(
         )
 
 
+@baseline_app.command("accept")
+def baseline_accept(
+    context: typer.Context,
+    model: ModelName,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="First window of the new normal; by default the first of the detector's open alerts.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take the traffic since a change as the new normal: its alarms end, and nothing goes unwatched."""
+    from trimtab.store.baselines import accept, baseline
+
+    with store_of(context) as store:
+        from_ms = None if since is None else _time_ms(since)
+        row = _baseline(baseline(store, accept(store, model, from_ms, now_ms())))
+    if as_json:
+        print_json(row)
+    else:
+        console.print(
+            f"Baseline {row['number']} of {model}: {row['rows']:,} rows in {row['windows']} windows since "
+            f"{when(row['from_ms'])}. What variation is usual is taken from the baseline before until there are "
+            "168 windows."
+        )
+
+
 # --- ledger ---------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from trimtab.cli import app
 from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
 from trimtab.detect.evidence import Detector
-from trimtab.errors import NotFoundError
+from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.monitor.verify import verify_verdict
 from trimtab.records import AlertState, Kind, Outcome, Reason
@@ -86,6 +86,11 @@ def open_alerts(store: Store):
         return alerts.open_alerts(connection, "m")
 
 
+def active(store: Store) -> int | None:
+    with store.read() as connection:
+        return baselines.active_baseline_id(connection, "m")
+
+
 @pytest.fixture
 def store(store_url: str):
     opened = open_store(store_url)
@@ -142,6 +147,25 @@ def test_missing_values_are_a_break_of_the_data_not_of_the_input(local):
     alert = open_alerts(local)[0]
     assert (alert.condition, alert.kind) == ("detector:data_quality", Kind.DATA_QUALITY)
     assert "missing 3" in alert.summary or "missing 2" in alert.summary
+
+
+def test_a_change_that_is_accepted_ends_its_alarm_and_the_next_change_is_found(local):
+    world = World(local)
+    world.go(REFERENCE + 2)
+    with pytest.raises(TrimtabError, match="--since"):
+        baselines.accept(local, "m", None, world.now_ms)
+    before = active(local)
+    world.go(16, shift=1.0)
+    (alert,) = open_alerts(local)
+    made = baselines.accept(local, "m", None, world.now_ms)
+    row = baselines.baseline(local, made)
+    since = (alert.window_start_ms - world.at(0)) // HOUR
+    assert (row.source, row.windows) == ("accepted", world.next - since)
+    assert active(local) == made != before
+    world.go(12, shift=1.0)
+    assert open_alerts(local) == []
+    world.go(6, shift=2.0)
+    assert [one.condition for one in open_alerts(local)] == ["detector:input"]
 
 
 def test_traffic_that_stops_raises_an_alert_that_ends_when_it_is_back(local):

@@ -53,6 +53,8 @@ DRAFT = "traffic, calibrating"
 MOST_WINDOWS = 1_000
 """A longer range gives its newest windows: more would tell nothing new about their spread."""
 LEAST_WINDOWS = 12
+ACCEPTED = "accepted"
+"""Source of a baseline that a person has made of changed traffic."""
 """Fewer windows than this tell too little about the spread of windows to re-base on."""
 
 
@@ -434,6 +436,34 @@ def rebase(
         return add_baseline(
             connection, model, windows, contract.windows.length_ms, source, notes, now_ms
         )
+
+
+def accept(store: Store, model: str, from_ms: int | None, now_ms: int) -> int:
+    """Take the judged windows since `from_ms` as what is usual from now on; return the new baseline's id.
+
+    None: since the first window of the detector's oldest open alert. Features keep their cuts, so that there is no
+    blind period. Raises TrimtabError for too few windows, or when no alert says since when.
+    """
+    from trimtab.store.alerts import open_alerts
+    from trimtab.store.verdicts import progress_of
+
+    with store.read() as connection:
+        progress = progress_of(connection, model)
+        opened = [
+            alert
+            for alert in open_alerts(connection, model)
+            if alert.condition.startswith("detector:")
+        ]
+    if from_ms is None:
+        if not opened:
+            raise TrimtabError(
+                f"No alert of the detector is open for {model!r} to say since when traffic has changed. "
+                "Name the time: --since 2026-01-31T12:00:00Z."
+            )
+        from_ms = min(alert.window_start_ms for alert in opened)
+    if progress is None or progress.evaluated_to_ms <= from_ms:
+        raise TrimtabError(f"No window of {model!r} since then has closed yet. Wait for it.")
+    return rebase(store, model, from_ms, progress.evaluated_to_ms, ACCEPTED, now_ms)
 
 
 def _stored_windows(

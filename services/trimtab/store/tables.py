@@ -103,7 +103,9 @@ baselines = Table(
     Column("rows", BigInteger, nullable=False),
     Column("from_ms", Ms),
     Column("to_ms", Ms),
-    Column("source", Text, nullable=False),  # traffic | file:NAME | promotion:ROLLOUT | rebase
+    Column(
+        "source", Text, nullable=False
+    ),  # traffic | file NAME | promotion:ROLLOUT | grown:ID | accepted
     Column("body", Text, nullable=False),  # JSON: notes
     Column("active", Boolean, nullable=False),
     Column("created_ms", Ms, nullable=False),
