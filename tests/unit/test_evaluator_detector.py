@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from trimtab.cli import app
 from trimtab.contracts.model import Alarms, Contract, Feature, Reference, Windows
+from trimtab.detect.budget import FLEET
 from trimtab.detect.evidence import Detector
 from trimtab.errors import NotFoundError, TrimtabError
 from trimtab.monitor.evaluator import Evaluator
@@ -21,6 +22,7 @@ from trimtab.store import alerts, baselines, verdicts
 from trimtab.store.detector_view import detector_view, fleet_budgets, plan_view
 from trimtab.store.detectors import detectors_of
 from trimtab.store.engine import Store, open_store
+from trimtab.store.feature_view import feature_view
 from trimtab.store.migrate import upgrade
 from trimtab.store.models import active_cuts, apply_contract
 from trimtab.store.tables import detector_states, detectors, metadata
@@ -164,6 +166,11 @@ def test_a_change_that_is_accepted_ends_its_alarm_and_the_next_change_is_found(l
     assert active(local) == made != before
     world.go(12, shift=1.0)
     assert open_alerts(local) == []
+    view = feature_view(local, "m", "x", FLEET)
+    assert view.first is not None
+    assert view.first.sd_equivalents == pytest.approx(1.0, abs=0.3)
+    assert view.first.psi > 0.5 > view.figures["psi"]
+    assert feature_view(local, "m", "c", FLEET).first.psi < 0.1
     world.go(6, shift=2.0)
     assert [one.condition for one in open_alerts(local)] == ["detector:input"]
 

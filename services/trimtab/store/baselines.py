@@ -82,6 +82,16 @@ def active_baseline(source: Store | Connection, model: str) -> BaselineRow | Non
     return found[0] if found else None
 
 
+def first_baseline(connection: Connection, model: str) -> BaselineRow | None:
+    """Return a model's oldest baseline under its active one's cuts; None while there is none."""
+    c = baselines.c
+    cuts_id = select(c.cuts_id).where(c.model == model, c.active).scalar_subquery()
+    oldest = connection.scalar(
+        select(func.min(c.id)).where(c.model == model, c.cuts_id == cuts_id, c.source != DRAFT)
+    )
+    return None if oldest is None else baseline(connection, int(oldest))
+
+
 def active_baseline_id(connection: Connection, model: str) -> int | None:
     """Return the active baseline's id without its state."""
     found: int | None = connection.scalar(

@@ -17,7 +17,9 @@ from trimtab.errors import NotFoundError
 from trimtab.records import Verdict
 from trimtab.stats.aggregate import FeatureState, FeatureSummary, describe_feature
 from trimtab.stats.bars import Bar, bars
-from trimtab.store.baselines import BaselineRow, active_baseline
+from trimtab.stats.cuts import Cuts
+from trimtab.stats.tests import compare
+from trimtab.store.baselines import BaselineRow, active_baseline, first_baseline
 from trimtab.store.detector_view import RankedSource, active_detector, ranked
 from trimtab.store.engine import Store
 from trimtab.store.models import cuts_at, load_contracts
@@ -143,6 +145,18 @@ class BaselineFigures(Struct, frozen=True, kw_only=True):
     summary: FeatureSummary
 
 
+class FirstDistance(Struct, frozen=True, kw_only=True):
+    """How far the newest window is from the model's first baseline, whatever was accepted since. Nothing alarms on it."""
+
+    number: int
+    to_ms: int | None
+    """End of its last window; None of a file without times."""
+    psi: float
+    """Debiased."""
+    sd_equivalents: float | None
+    """None of a category."""
+
+
 class FeatureView(Struct, frozen=True, kw_only=True):
     """One feature or output at a glance. Times are ms since the epoch, UTC."""
 
@@ -161,6 +175,8 @@ class FeatureView(Struct, frozen=True, kw_only=True):
     """Its rows beside the baseline's; empty where its counts are gone."""
     why_no_bars: str | None = None
     baseline: BaselineFigures | None = None
+    first: FirstDistance | None = None
+    """None while the first baseline is the active one, or counted otherwise."""
     rank: int | None = None
     """Its place among the detector's sources by evidence, from 1; None beyond those that a window ranks."""
     ranked: RankedSource | None = None
@@ -205,6 +221,7 @@ def feature_view(store: Store, model: str, name: str, fleet: str) -> FeatureView
         reference = active_baseline(connection, model)
         was = _of_baseline(connection, reference, column)
         counted = _counted(connection, verdict, was, column)
+        first = _first(connection, reference, counted, column)
     tree = column.tree(verdict.figures) if verdict else {}
     detector_tree = (verdict.figures.get("detector") or {}) if verdict else {}
     ranking = ranked(detector_tree)
@@ -221,6 +238,7 @@ def feature_view(store: Store, model: str, name: str, fleet: str) -> FeatureView
         bars=counted.bars,
         why_no_bars=counted.why,
         baseline=was.figures if was else None,
+        first=first,
         rank=rank,
         ranked=None if rank is None else ranking[rank - 1],
         open=(detector_tree.get("open") or {}).get(column.source),
@@ -291,6 +309,31 @@ class _Counted(Struct, frozen=True):
 
     bars: list[Bar] = []
     why: str | None = None
+    cuts: Cuts | None = None
+    cuts_id: str = ""
+    now: FeatureState | None = None
+
+
+def _first(
+    connection: Connection, active: BaselineRow | None, counted: _Counted, column: Column
+) -> FirstDistance | None:
+    if active is None or counted.cuts is None or counted.now is None:
+        return None
+    row = first_baseline(connection, active.model)
+    if row is None or row.id == active.id or row.cuts_id != counted.cuts_id:
+        return None
+    was = _part(column, row.state.features, row.state.outputs).get(column.name)
+    if was is None:
+        return None
+    found = compare(counted.cuts, counted.now, was)
+    if found.psi is None:
+        return None
+    return FirstDistance(
+        number=row.number,
+        to_ms=row.to_ms,
+        psi=found.psi.psi,
+        sd_equivalents=None if found.effect is None else found.effect.sd_equivalents,
+    )
 
 
 def _counted(
@@ -312,7 +355,8 @@ def _counted(
     if now is None:
         return _Counted(why="it was not counted in the newest window")
     same_cuts = was is not None and was.cuts_id == cuts_id
-    return _Counted(bars(cuts, now, was.state if was is not None and same_cuts else None))
+    drawn = bars(cuts, now, was.state if was is not None and same_cuts else None)
+    return _Counted(drawn, cuts=cuts, cuts_id=found.cuts_id or "", now=now)
 
 
 def summary_tree(found: BaselineFigures | None) -> dict[str, Any]:
