@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from trimtab.contracts.model import Contract
 from trimtab.monitor.evaluator import Evaluator
 from trimtab.store import verdicts
@@ -13,7 +15,7 @@ START = 1_700_006_400_000
 """A midnight in UTC."""
 
 
-class HourlyWorld:
+class HourlyWorld(ABC):
     """`next` is the number of the window that is written next. Subclasses fit the cuts, and define `write`."""
 
     def __init__(self, store: Store, contract: Contract, **options) -> None:
@@ -26,9 +28,9 @@ class HourlyWorld:
         """Start of a window, in ms."""
         return START + number * HOUR
 
+    @abstractmethod
     def write(self, number: int, **how) -> None:
         """Write a window's rows."""
-        raise NotImplementedError
 
     def go(self, windows: int, **how) -> None:
         """Write windows, close them and judge them."""

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
 
 from trimtab.errors import NotFoundError
 from trimtab.records import Evidence, Finding, Reason, Verdict
@@ -336,31 +337,20 @@ def last_window(connection: Connection, model: str, before_ms: int) -> tuple[int
 
 def windows_within(connection: Connection, model: str, from_ms: int, to_ms: int) -> list[int]:
     """Return the starts of judged windows that have a part in [from_ms, to_ms], oldest first."""
-    return list(
-        connection.scalars(
-            select(verdicts.c.window_start_ms)
-            .where(
-                verdicts.c.model == model,
-                verdicts.c.latest,
-                verdicts.c.window_end_ms > from_ms,
-                verdicts.c.window_start_ms <= to_ms,
-            )
-            .order_by(verdicts.c.window_start_ms)
-        )
+    return _starts(
+        connection, model, verdicts.c.window_end_ms > from_ms, verdicts.c.window_start_ms <= to_ms
     )
 
 
 def windows_ending(connection: Connection, model: str, after_ms: int, to_ms: int) -> list[int]:
     """Return the starts of judged windows that end in (after_ms, to_ms], oldest first."""
-    return list(
-        connection.scalars(
-            select(verdicts.c.window_start_ms)
-            .where(
-                verdicts.c.model == model,
-                verdicts.c.latest,
-                verdicts.c.window_end_ms > after_ms,
-                verdicts.c.window_end_ms <= to_ms,
-            )
-            .order_by(verdicts.c.window_start_ms)
-        )
+    return _starts(
+        connection, model, verdicts.c.window_end_ms > after_ms, verdicts.c.window_end_ms <= to_ms
     )
+
+
+def _starts(connection: Connection, model: str, *where: ColumnElement[bool]) -> list[int]:
+    query = select(verdicts.c.window_start_ms).where(
+        verdicts.c.model == model, verdicts.c.latest, *where
+    )
+    return list(connection.scalars(query.order_by(verdicts.c.window_start_ms)))
