@@ -154,6 +154,8 @@ def test_missing_values_are_a_break_of_the_data_not_of_the_input(local):
 def test_a_change_that_is_accepted_ends_its_alarm_and_the_next_change_is_found(local):
     world = World(local)
     world.go(REFERENCE + 2)
+    with pytest.raises(NotFoundError, match="nobody"):
+        baselines.accept(local, "nobody", None, world.now_ms)
     with pytest.raises(TrimtabError, match="--since"):
         baselines.accept(local, "m", None, world.now_ms)
     before = active(local)

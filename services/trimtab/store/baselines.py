@@ -452,12 +452,14 @@ def accept(store: Store, model: str, from_ms: int | None, now_ms: int) -> int:
     """Take the judged windows since `from_ms` as what is usual from now on; return the new baseline's id.
 
     None: since the first window of the detector's oldest open alert. Features keep their cuts, so that there is no
-    blind period. Raises TrimtabError for too few windows, or when no alert says since when.
+    blind period. Raises NotFoundError for a model that is not watched, TrimtabError for too few windows, or when no
+    alert says since when.
     """
     from trimtab.store.alerts import open_alerts
     from trimtab.store.verdicts import progress_of
 
     with store.read() as connection:
+        _contract(connection, model)  # one that is not watched is told as such
         progress = progress_of(connection, model)
         opened = [
             alert
